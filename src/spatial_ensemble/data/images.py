@@ -1,0 +1,91 @@
+"""What a data set is once it is read: images as uint8, labels, and how to normalise them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, uint8 [N, C, H, W] with H == W, and their classes, int64 [N] (-1: not known)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: its training and test images, the names of its classes, and what augmentation has to know of it.
+
+    `mean` and `std` are those of each channel over the training images, in units of the full range (1.0 is white).
+    `flip` says whether a mirrored image keeps its class. `skipped` counts the broken images that were left out.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    skipped: int = 0
+
+    @property
+    def channels(self) -> int:
+        return int(self.train.images.shape[1])
+
+    @property
+    def size(self) -> int:
+        return int(self.train.images.shape[-1])
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Float32 images of zero mean and unit deviation: `(x - mean) / std`.
+
+    Args:
+        images: [B, C, H, W], uint8 in 0..255 or floating in [0, 1].
+        mean, std: [C, 1, 1] float32 in units of the full range, on the device of the images.
+
+    Returns:
+        float32 [B, C, H, W].
+
+    Example:
+        >>> white, half = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), torch.full((1, 1, 1), 0.5)
+        >>> normalise(white, half, half).unique()
+        tensor([1.])
+    """
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
+    return images.to(torch.float32).sub(mean).div_(std)
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of the full range, from exact integer sums.
+
+    Args:
+        images: uint8 [N, C, H, W], N > 0.
+
+    Returns:
+        mean and std, C numbers each; the deviation of a channel that never varies is given as 1, so that dividing by
+        it leaves that channel at zero.
+    """
+    means, stds = [], []
+    values = torch.arange(256)
+    for channel in range(images.shape[1]):
+        # In pieces, so that the copy that bincount needs stays small.
+        pieces = (torch.bincount(piece[:, channel].flatten(), minlength=256) for piece in images.split(4096))
+        counts = torch.stack(list(pieces)).sum(0)
+        number, total, squares = (int((counts * values**power).sum()) for power in (0, 1, 2))
+        means.append(total / number / 255)
+        stds.append((number * squares - total**2) ** 0.5 / number / 255 or 1.0)
+    return tuple(means), tuple(stds)
+
+
+def channel_tensor(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
+    """One number a channel, shaped [C, 1, 1] to act on images."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -1,0 +1,127 @@
+"""Batches as a pure function of (seed, step)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.data.images import Images, channel_tensor, normalise
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.smoothing.draw import generator
+
+View = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Order:
+    """The endless order in which images are shown: one permutation after another, each image once an epoch.
+
+    Args:
+        indices: int64 [N], the images that take part.
+        seed, what: the permutation of an epoch is drawn by (seed, what, epoch).
+    """
+
+    def __init__(self, indices: Tensor, seed: int, what: str) -> None:
+        self.indices, self.seed, self.what = indices, seed, what
+        self._latest = (-1, indices)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """The images at the places start to stop - 1 of the order, int64 [stop - start]."""
+        number = len(self.indices)
+        first, last = start // number, (stop - 1) // number
+        shown = torch.cat([self._epoch(epoch) for epoch in range(first, last + 1)])
+        return shown[start - first * number : stop - first * number]
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if self._latest[0] != epoch:
+            order = torch.randperm(len(self.indices), generator=generator(self.seed, self.what, epoch))
+            self._latest = (epoch, self.indices[order])
+        return self._latest[1]
+
+
+class Batches:
+    """The batch of any step, a pure function of (seed, step), from images that lie on the device.
+
+    Labelled and unlabelled images are each shown in permutations, one an epoch; the labelled ones are among the
+    unlabelled too. Neither the steps asked for before nor the number of ranks changes a batch: each rank takes its
+    slice of it.
+
+    Args:
+        data: the training images.
+        labelled: int64, the indices of those whose labels may be used.
+        labelled_views: what is made of each labelled image; none: no labelled images in the batch.
+        unlabelled_views: what is made of each image, whatever its label; none: no unlabelled images in the batch.
+        batch_size: labelled images of a step, over all ranks.
+        unlabelled_batch_size: unlabelled images of a step, over all ranks.
+        mean, std: of each channel, in units of the full range.
+        seed: of the order and of the augmentation.
+        device: where the images lie, are augmented and are returned.
+        rank, world_size: this process, and how many share the batch.
+
+    Raises:
+        UserError: no image to show, or a batch size that is not a positive multiple of `world_size`.
+
+    Example:
+        >>> data = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        >>> batches = Batches(data, torch.tensor([0, 1]), labelled_views=[lambda x, g: x], unlabelled_views=[],
+        ...                   batch_size=2, unlabelled_batch_size=2, mean=[0.5], std=[0.5], seed=0)
+        >>> batches(0).labels.sort().values
+        tensor([0, 1])
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        labelled: Tensor,
+        *,
+        labelled_views: Sequence[View],
+        unlabelled_views: Sequence[View],
+        batch_size: int,
+        unlabelled_batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for size in (batch_size, unlabelled_batch_size):
+            if size <= 0 or size % world_size:
+                raise UserError(f"a batch of {size} images cannot be shared evenly by {world_size} process(es)")
+        if labelled_views and not len(labelled):
+            raise UserError("no labelled image: this method needs some")
+        self.labelled_views, self.unlabelled_views = tuple(labelled_views), tuple(unlabelled_views)
+        self.batch_size, self.unlabelled_batch_size = batch_size, unlabelled_batch_size
+        self.seed, self.device, self.rank, self.world_size = seed, torch.device(device), rank, world_size
+        self.images, self.labels = data.images.to(self.device), data.labels.to(self.device)
+        self.mean, self.std = channel_tensor(mean, self.device), channel_tensor(std, self.device)
+        self._labelled = Order(labelled.cpu(), seed, "labelled")
+        self._unlabelled = Order(torch.arange(len(data)), seed, "unlabelled")
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step (counted from 0): float32 views [B / world_size, C, H, W] on the device."""
+        labels = self.labels[:0]
+        labelled: tuple[Tensor, ...] = ()
+        if self.labelled_views:
+            index = self._to_device(self._labelled(step * self.batch_size, (step + 1) * self.batch_size))
+            labels = self._slice(self.labels[index])
+            labelled = self._views(self.images[index], self.labelled_views, step, "labelled view")
+        unlabelled: tuple[Tensor, ...] = ()
+        if self.unlabelled_views:
+            size = self.unlabelled_batch_size
+            index = self._to_device(self._unlabelled(step * size, (step + 1) * size))
+            unlabelled = self._views(self.images[index], self.unlabelled_views, step, "unlabelled view")
+        return Batch(step, labelled, labels, unlabelled)
+
+    def _views(self, images: Tensor, views: Sequence[View], step: int, what: str) -> tuple[Tensor, ...]:
+        # The whole batch is augmented and then sliced, so that every rank makes the same draws.
+        shown = (view(images, generator(self.seed, what, number, step)) for number, view in enumerate(views))
+        return tuple(normalise(self._slice(image), self.mean, self.std) for image in shown)
+
+    def _slice(self, whole: Tensor) -> Tensor:
+        each = len(whole) // self.world_size
+        return whole[self.rank * each : (self.rank + 1) * each]
+
+    def _to_device(self, index: Tensor) -> Tensor:
+        # From pinned memory the copy does not make the host wait for the device.
+        return index.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else index
