@@ -1,0 +1,71 @@
+"""Backbones: images in, features out. Heads belong to the methods."""
+
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.networks.library import resnet, resnet_cifar, vit
+from spatial_ensemble.networks.small import SmallNetwork
+from spatial_ensemble.networks.wide_resnet import WideResNet
+
+__all__ = ["SmallNetwork", "WideResNet", "build", "default_network", "names"]
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "small": lambda channels, size: SmallNetwork(channels),
+    "wrn-28-2": lambda channels, size: WideResNet(28, 2, channels),
+    "wrn-28-8": lambda channels, size: WideResNet(28, 8, channels),
+    "resnet18-cifar": partial(resnet_cifar, "resnet18"),
+    "resnet18": partial(resnet, "resnet18"),
+    "resnet50": partial(resnet, "resnet50"),
+    "vit-tiny": vit,
+}
+
+
+def names() -> list[str]:
+    """The backbones that `build` knows by name."""
+    return list(_BUILDERS)
+
+
+def default_network(size: int) -> str:
+    """The name of a backbone that suits square images of `size` pixels a side.
+
+    Example:
+        >>> default_network(8), default_network(32), default_network(224)
+        ('small', 'wrn-28-2', 'resnet50')
+    """
+    return "small" if size <= 16 else "wrn-28-2" if size <= 64 else "resnet50"
+
+
+def build(name: str, *, channels: int, size: int) -> nn.Module:
+    """A backbone with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: one of `names()`, or the dotted path of a callable `(channels, size) -> nn.Module` of your own.
+        channels: channels of the images.
+        size: pixels a side of the images.
+
+    Returns:
+        A module from images [B, channels, H, W] to features [B, num_features], with the integer `num_features`.
+
+    Raises:
+        UserError: for a name that is neither, and for a network without `num_features`.
+
+    Example:
+        >>> import torch
+        >>> build("small", channels=1, size=8)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 128])
+    """
+    builder = _BUILDERS.get(name)
+    if builder is None:
+        try:
+            builder = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError):
+            known = ", ".join(names())
+            raise UserError(f"network '{name}' is not known: use one of {known}, or the dotted path of yours") from None
+    network = builder(channels=channels, size=size)
+    if not isinstance(getattr(network, "num_features", None), int):
+        raise UserError(f"network '{name}' has no integer `num_features`: set it to the length of its feature vectors")
+    return network

@@ -1,0 +1,20 @@
+"""Accuracy of a classifier."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from spatial_ensemble.data.images import Images
+from spatial_ensemble.evaluation.predict import predict
+
+
+def accuracy(network: nn.Module, images: Images, mean: Sequence[float], std: Sequence[float]) -> float:
+    """The share of images whose largest output is their label, in per cent.
+
+    Args:
+        network: images [B, C, H, W] to logits [B, classes].
+        images: uint8 images and their labels.
+        mean, std: of each channel of the training images, in units of [0, 1].
+    """
+    labels = predict(network, images.images, mean, std).argmax(dim=1)
+    return 100 * (labels == images.labels.to(labels.device)).float().mean().item()

@@ -1,0 +1,40 @@
+"""A network's outputs for many images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble.data.images import normalise
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float], *, batch_size: int = 500
+) -> Tensor:
+    """A network's outputs in eval mode; its mode is as before afterwards.
+
+    Args:
+        network: images [B, C, H, W] to outputs [B, K].
+        images: uint8 [N, C, H, W].
+        mean, std: of each channel of the training images, in units of the full range.
+        batch_size: images at a time.
+
+    Returns:
+        float32 [N, K], on the network's device.
+
+    Example:
+        >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        >>> predict(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), images, [0.5], [0.5]).shape
+        torch.Size([3, 10])
+    """
+    device = next(network.parameters()).device
+    shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        chunks = torch.split(images, batch_size)
+        return torch.cat([network(normalise(chunk.to(device), shift, scale)).float() for chunk in chunks])
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,90 @@
+"""What every method is: a student, the views it wants, and a loss."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+class Student(nn.Module):
+    """What the teacher smooths: a backbone and the head that stands on it.
+
+    Args:
+        backbone: images [B, C, H, W] to features [B, D].
+        head: features to outputs [B, K].
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.backbone(x))
+        return outputs
+
+
+def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
+    """A linear classifier for a backbone's features, started as Wide ResNet's (Glorot normal weights, no bias)."""
+    linear = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+    nn.init.xavier_normal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Method(nn.Module, ABC):
+    """A way for a teacher to teach a student; a subclass is one file.
+
+    The constructor takes `(backbone, num_classes, *, ...)`, and its keyword-only arguments are the method's options on
+    the command line. It sets `student`; whatever else is trained (BYOL's predictor) it holds as a module of its own.
+
+    Attributes:
+        labelled_views: names of the views it wants of each labelled image.
+        unlabelled_views: names of the views it wants of each unlabelled image.
+        unlabelled_ratio: unlabelled images in a batch for each labelled one; 1 where nothing is labelled.
+        headline: what it is judged by, the accuracy of the student's own outputs or that of its backbone's neighbours.
+        student: what the teacher smooths, with its `backbone`.
+    """
+
+    labelled_views: tuple[str, ...] = ()
+    unlabelled_views: tuple[str, ...] = ()
+    unlabelled_ratio: int = 1
+    headline: Literal["accuracy", "knn"] = "knn"
+    student: nn.Module
+
+    @abstractmethod
+    def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step's loss.
+
+        Args:
+            batch: the views that the method names, in that order.
+            teacher: the smoothed student; calling it gives no gradients and leaves it as it is.
+
+        Returns:
+            The loss to minimise, a scalar, and detached scalars to log.
+        """
+
+    def check(self, *, batch_size: int, num_classes: int, labelled: int, size: int) -> None:
+        """Refuse, before training starts, what this method cannot learn from; a subclass adds its own conditions.
+
+        Args:
+            batch_size: labelled images in a step (unlabelled ones where nothing is labelled), over all processes.
+            num_classes: classes of the data set.
+            labelled: labelled images there are.
+            size: pixels a side of an image.
+
+        Raises:
+            UserError: with what is wrong and what to do.
+        """
+        name = type(self).__name__
+        if num_classes < 2:
+            raise UserError(f"the data set has {num_classes} class: {name} needs 2 or more to be measured by")
+        if self.labelled_views and labelled == 0:
+            raise UserError(f"{name} learns from labels, and no image has one: label some, or use byol, moco or dino")
+        if batch_size < 2 and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise UserError(f"batch size {batch_size} is too small for BatchNorm: use 2 or more")

@@ -1,0 +1,93 @@
+"""FixMatch: confident labels of weak views teach strong views."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.base import Method, Student, classifier
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """FixMatch's unlabelled loss: cross-entropy against hard labels, where they are confident.
+
+        1/B sum_i [max softmax(weak_i) >= threshold] * cross_entropy(strong_i, argmax weak_i)
+
+    Args:
+        weak_logits: what labels the weak views, [B, K]; no gradient flows into it.
+        strong_logits: the student's answer to the strong views, [B, K].
+        threshold: least confidence, in [0, 1].
+
+    Returns:
+        The loss and the share of images that passed the threshold, both scalars.
+
+    Source: Sohn et al. 2020, equation 4.
+    """
+    confidence, labels = weak_logits.detach().softmax(dim=1).max(dim=1)
+    mask = (confidence >= threshold).float()
+    losses = F.cross_entropy(strong_logits, labels, reduction="none")
+    return (losses * mask).mean(), mask.mean()
+
+
+class FixMatch(Method):
+    """FixMatch (Sohn et al. 2020), with the teacher's labels as EMAN (arXiv 2101.08482) and the paper have it.
+
+        loss = cross_entropy(weak labelled) + unlabelled_weight * pseudo_label_loss
+
+    The student sees all of its images in one forward pass, so that BatchNorm's statistics are those of labelled and
+    unlabelled ones together (what kekmodel/FixMatch-pytorch's interleaving is for).
+
+    Args:
+        backbone: images to features, with `num_features`.
+        num_classes: number of classes.
+        threshold: least confidence of a label that is learnt from, in [0, 1].
+        unlabelled_weight: factor of the unlabelled loss, 0 trains on the labels alone.
+        unlabelled_ratio: unlabelled images in a batch for each labelled one.
+        labels_from: who labels the weak views: "teacher" (in eval mode) or "student" (the original FixMatch).
+    """
+
+    labelled_views = ("weak",)
+    unlabelled_views = ("weak", "strong")
+    headline = "accuracy"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        threshold: float = 0.95,
+        unlabelled_weight: float = 1.0,
+        unlabelled_ratio: int = 7,
+        labels_from: Literal["teacher", "student"] = "teacher",
+    ) -> None:
+        super().__init__()
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold {threshold}: use a confidence from 0 to 1")
+        if unlabelled_ratio < 1:
+            raise UserError(f"unlabelled_ratio {unlabelled_ratio}: use 1 or more unlabelled images for a labelled one")
+        if labels_from not in ("teacher", "student"):
+            raise UserError(f"labels_from '{labels_from}': use teacher or student")
+        self.student = Student(backbone, classifier(backbone, num_classes))
+        self.threshold = threshold
+        self.unlabelled_weight = unlabelled_weight
+        self.unlabelled_ratio = unlabelled_ratio
+        self.labels_from = labels_from
+
+    def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        (labelled,), (weak, strong) = batch.labelled, batch.unlabelled
+        if self.labels_from == "teacher":
+            weak_logits = teacher(weak)
+            logits, strong_logits = self.student(torch.cat([labelled, strong])).tensor_split([len(labelled)])
+        else:
+            logits, weak_logits, strong_logits = self.student(torch.cat([labelled, weak, strong])).tensor_split(
+                [len(labelled), len(labelled) + len(weak)]
+            )
+        loss_labelled = F.cross_entropy(logits, batch.labels)
+        loss_unlabelled, mask_rate = pseudo_label_loss(weak_logits, strong_logits, self.threshold)
+        loss = loss_labelled + self.unlabelled_weight * loss_unlabelled
+        metrics = {"loss_labelled": loss_labelled, "loss_unlabelled": loss_unlabelled, "mask_rate": mask_rate}
+        return loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,0 +1,44 @@
+"""Backbones from torchvision and timm, which are imported when one is built."""
+
+from torch import nn
+
+
+def resnet(name: str, *, channels: int, size: int) -> nn.Module:
+    """torchvision's residual network of that name without its classifier."""
+    from torchvision import models
+
+    network: nn.Module = models.get_model(name, weights=None)
+    network.num_features = network.fc.in_features  # type: ignore[union-attr]
+    network.fc = nn.Identity()
+    if channels != 3:
+        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return network
+
+
+def resnet_cifar(name: str, *, channels: int, size: int) -> nn.Module:
+    """The same for small images: a 3x3 stem of stride 1 and no max-pool (SimCLR 2020, appendix B.9)."""
+    network = resnet(name, channels=channels, size=size)
+    network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def vit(*, channels: int, size: int) -> nn.Module:
+    """timm's vision transformer of 192 dimensions, 12 layers, about 8 x 8 patches, or 16 pixels a patch from 128 up.
+
+    It takes images of other sizes too (DINO's local crops) by interpolating its position embedding.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    patch = 16 if size >= 128 else max(1, size // 8)
+    network: nn.Module = VisionTransformer(
+        img_size=size,
+        patch_size=patch,
+        in_chans=channels,
+        num_classes=0,
+        embed_dim=192,
+        depth=12,
+        num_heads=3,
+        dynamic_img_size=True,
+    )
+    return network
