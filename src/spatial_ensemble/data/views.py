@@ -1,0 +1,68 @@
+"""Views by name: random functions of a batch of images that live on the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spatial_ensemble.data import augment
+from spatial_ensemble.data.ops_common import check_images
+
+
+@dataclass(frozen=True)
+class View:
+    """A random function of images, as a plain function of the images and of `draws` uniform numbers an image.
+
+    `view(images, generator)` draws and applies. A rank that holds a slice of a batch draws for all of it and applies
+    its own rows: `view.apply(images[part], view.draw(count, generator)[part])`.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    draws: int
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform numbers in [0, 1), float64 [count, draws], from a CPU generator."""
+        return torch.rand(count, self.draws, generator=generator, dtype=torch.float64)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment uint8 images [B, C, H, W], each with draws of its own: uint8 [B, C, h, w], or float in [0, 1]."""
+        return self.apply(images, self.draw(len(images), generator))
+
+
+def view(name: str, *, size: int, flip: bool) -> View:
+    """The view of that name.
+
+    Args:
+        name: "plain" (as it is), "weak" or "strong" (FixMatch's).
+        size: side of the images, pixels.
+        flip: whether a mirror image keeps its class (not so for digits).
+
+    Returns:
+        A function of uint8 images [B, C, size, size] and a CPU generator.
+
+    Raises:
+        ValueError: for an unknown name, and when called with images of another size or type.
+
+    Example:
+        >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        >>> view("strong", size=32, flip=True)(images, torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    views: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+        "plain": (lambda images, uniforms: images, 0),
+        "weak": (partial(augment.weak, flip=flip), augment.WEAK_DRAWS),
+        "strong": (partial(augment.strong, flip=flip), augment.STRONG_DRAWS),
+    }
+    if name not in views:
+        raise ValueError(f"unknown view {name!r}: choose one of {', '.join(views)}")
+    function, draws = views[name]
+
+    def checked(images: Tensor, uniforms: Tensor) -> Tensor:
+        check_images(images)
+        if images.shape[2:] != (size, size):
+            raise ValueError(f"view {name!r} was made for {size} x {size} pixels, got images {list(images.shape)}")
+        return function(images, uniforms)
+
+    return View(checked, draws)
