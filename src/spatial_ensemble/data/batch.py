@@ -1,15 +1,15 @@
 """What one training step sees."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One step's images: a tensor a view, float, [batch, channels, height, width], normalised.
 
     `labelled` and `unlabelled` hold the views in the order in which the method names them; `labels` is int64 [batch].
+    A named tuple, because Lightning's and DDP's wrappers look for tensors inside their arguments.
     """
 
     step: int

@@ -1,0 +1,1 @@
+"""The Lightning side: configuration, recipes, loop, checkpoints, resume, logging."""

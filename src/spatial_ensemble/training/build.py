@@ -1,0 +1,103 @@
+"""From a configuration to its parts: method, teacher, and both again from a checkpoint."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatial_ensemble import methods, networks
+from spatial_ensemble.data.images import ImageData
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods import Method
+from spatial_ensemble.smoothing import Teacher
+from spatial_ensemble.smoothing.draw import derive_seed
+from spatial_ensemble.training.config import Config, build_smoothing
+
+
+@contextmanager
+def own_random_state(device: torch.device | None = None) -> Iterator[None]:
+    """Inside, the global generators of torch may be seeded at will; afterwards they are as before."""
+    cuda = [device.index or 0] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+
+def build_method(config: Config, data: dict[str, Any]) -> Method:
+    """The method with fresh weights, a function of the seed.
+
+    Args:
+        config: with its network named.
+        data: as `describe` gives it: channels, size and classes decide the shape of the network.
+
+    Raises:
+        UserError: an unknown network, method or option, or an option out of its range.
+    """
+    kind = methods.get(config.method)
+    known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(config.options) - set(known)):
+        raise UserError(f"{config.method} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+    assert config.network is not None
+    with own_random_state():
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        backbone = networks.build(config.network, channels=data["channels"], size=data["size"])
+        try:
+            return kind(backbone, len(data["classes"]), **config.options)
+        except ValueError as error:
+            raise UserError(f"{config.method}: {error}") from error
+
+
+def build_teacher(config: Config, method: Method) -> Teacher:
+    """The teacher of the method's student, an exact copy at first."""
+    return Teacher(
+        method.student,
+        build_smoothing(config),
+        unit=config.unit,
+        buffers=config.buffers,
+        seed=derive_seed(config.seed, "teacher"),
+    )
+
+
+def describe(data: ImageData) -> dict[str, Any]:
+    """What a checkpoint keeps of its data: enough to build the network again and to feed it."""
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "channels": data.channels,
+        "size": data.size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def restore(content: dict[str, Any], path: Path) -> tuple[Config, Method, Teacher]:
+    """Configuration, method and teacher as a checkpoint holds them.
+
+    Args:
+        content: what `checkpoint.load` returned.
+        path: where it came from, for the message.
+
+    Raises:
+        UserError: the weights are not those of the network that the checkpoint names.
+    """
+    config = Config.from_dict(content["config"])
+    method = build_method(config, content["data"])
+    teacher = build_teacher(config, method)
+    load_weights(content, path, method, teacher)
+    return config, method, teacher
+
+
+def load_weights(content: dict[str, Any], path: Path, method: Method, teacher: Teacher) -> None:
+    """Load the weights of method and teacher from a checkpoint.
+
+    Raises:
+        UserError: they are those of another network.
+    """
+    try:
+        method.load_state_dict(content["method"])
+        teacher.load_state_dict(content["teacher"])
+    except (RuntimeError, ValueError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path} holds the weights of another network: {first}") from error

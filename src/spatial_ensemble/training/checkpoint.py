@@ -1,0 +1,62 @@
+"""Checkpoints: written whole or not at all, and read without running any code they hold."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatial_ensemble.errors import UserError
+
+FORMAT = 1
+KEYS = {"format", "config", "step", "method", "teacher", "optimizer", "history", "running", "seconds", "data"}
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a temporary file beside `path`, then put it in place: a reader or a kill sees the old or the new.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)  # noqa: PTH105 (Path.replace is the same call, this one says that it is atomic)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint; `content` holds every key of KEYS but "format"."""
+    content = {"format": FORMAT, **content}
+    assert set(content) == KEYS
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_whole(path, write)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: no such file, cut short, not a checkpoint, or a checkpoint of something else.
+    """
+    if not path.is_file():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}: give the .ckpt file that a run wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not a checkpoint, or is cut short: give the .ckpt file that a run wrote") from error
+    if not isinstance(content, dict) or not set(content) >= KEYS:
+        raise UserError(f"{path} is not a checkpoint of spatial-ensemble: give the .ckpt file that a run wrote")
+    if content["format"] != FORMAT:
+        raise UserError(f"checkpoint {path} has format {content['format']}, this version reads format {FORMAT}")
+    return content

@@ -1,0 +1,82 @@
+"""What a run tells: log.csv, TensorBoard where it is installed, and a progress bar on a terminal."""
+
+import csv
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from spatial_ensemble.training.checkpoint import write_whole
+
+Row = dict[str, float]
+
+
+def write_csv(path: Path, history: Sequence[Row]) -> None:
+    """The whole history as a table, one line an evaluation. Written anew each time, so that it never disagrees with
+    the checkpoint that a run resumes from."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(history[0]) if history else ["step"])
+            writer.writeheader()
+            writer.writerows(history)
+
+    write_whole(path, write)
+
+
+@contextmanager
+def tensorboard(folder: Path, first_step: int, wanted: bool) -> Iterator[Callable[[Row], None]]:
+    """A function that writes a row of the history for TensorBoard, or does nothing where that is not installed.
+
+    Args:
+        folder: for the event files.
+        wanted: whether this process is to write.
+        first_step: what an interrupted run had written from this step on is dropped.
+    """
+    if not wanted or importlib.util.find_spec("tensorboard") is None:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder, purge_step=first_step or None)
+
+    def write(row: Row) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(row["step"]))
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextmanager
+def progress_bar(start: int, steps: int, shown: bool) -> Iterator[Callable[[int, Row], None]]:
+    """A function to call with the number of steps done and the latest row; silent where standard error is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("", total=steps, completed=start)
+
+        def advance(done: int, row: Row) -> None:
+            bar.update(task, completed=done, description=describe(row))
+
+        yield advance
+
+
+def describe(row: Row) -> str:
+    """A row of the history in a few words.
+
+    Example:
+        >>> describe({"step": 100, "teacher_accuracy": 97.25, "student_accuracy": 96.0, "loss": 0.125})
+        'step 100: teacher 97.25 %, student 96.00 %, loss 0.125'
+    """
+    if not row:
+        return ""
+    accuracies = f"teacher {row['teacher_accuracy']:.2f} %, student {row['student_accuracy']:.2f} %"
+    return f"step {row['step']:g}: {accuracies}, loss {row['loss']:.4g}"

@@ -1,0 +1,270 @@
+"""The training loop. Every draw is a function of the step, so a run goes on from any step as if it had never stopped."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.images import ImageData
+from spatial_ensemble.data.loaders import Batches
+from spatial_ensemble.data.splits import balanced_indices
+from spatial_ensemble.data.views import view
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods import Method
+from spatial_ensemble.networks import default_network
+from spatial_ensemble.smoothing.draw import derive_seed
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.build import build_method, build_teacher, describe, load_weights, own_random_state
+from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.evaluate import measure
+from spatial_ensemble.training.logs import Row, progress_bar, tensorboard, write_csv
+from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+CHECKPOINT, CONFIG, LOG = "last.ckpt", "config.yaml", "log.csv"
+MAY_CHANGE = {"path", "device", "checkpoint_every"}  # between the parts of a run that is resumed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    `history` has one row an evaluation: step, teacher_accuracy, student_accuracy (per cent; kNN accuracy for methods
+    without a classifier), and the loss and the method's metrics, averaged over the steps since the row before.
+    `seconds` is the time of all its parts, `steps_done` how many steps this call trained.
+    """
+
+    history: list[Row]
+    teacher_accuracy: float
+    student_accuracy: float
+    seconds: float
+    checkpoint: Path
+    steps_done: int
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> Result:
+    """Train as configured; write config.yaml, log.csv and last.ckpt into `out`.
+
+    Args:
+        config: the run.
+        out: a folder, made where there is none.
+        resume: go on from out/last.ckpt; a finished run is left as it is.
+        progress: show a progress bar, if standard error is a terminal.
+        on_step: called with the number of steps done, after each step.
+
+    Returns:
+        The history and the last accuracies.
+
+    Raises:
+        UserError: anything amiss in the configuration, the data or `out`, which is then left as it was.
+        OSError: `out` cannot be written to.
+
+    Example:
+        >>> from spatial_ensemble.training.recipes import default
+        >>> train(default("fixmatch", "digits"), Path("runs/first"))  # doctest: +SKIP
+    """
+    started = time.monotonic()
+    out = Path(out)
+    saved = _open(out, resume)
+    data = load(config.data, config.path, image_size=config.image_size, skip_broken=config.skip_broken)
+    network = config.network or (saved["config"]["network"] if saved else default_network(data.size))
+    config = replace(config, network=network)
+    if saved:
+        _check_same(out, saved, config, describe(data))
+        if saved["step"] >= config.steps:
+            return _result(out, saved["history"], saved["seconds"], 0)
+    fabric = _fabric(config)
+    with own_random_state(fabric.device), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        return _Run(config, out, data, fabric, saved, started).go(progress, on_step)
+
+
+class _Run:
+    """The parts of a run, built and, where there is a checkpoint, brought to its step."""
+
+    def __init__(
+        self, config: Config, out: Path, data: ImageData, fabric: "Fabric", saved: dict[str, Any] | None, started: float
+    ) -> None:
+        self.config, self.out, self.data, self.fabric, self.started = config, out, data, fabric, started
+        self.method = build_method(config, describe(data))
+        self.batches = _batches(config, data, self.method, fabric)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
+        self.method.to(fabric.device)
+        self.teacher = build_teacher(config, self.method)
+        self.start, self.history, self.running, self.seconds = 0, list[Row](), dict[str, Tensor](), 0.0
+        if saved:
+            load_weights(saved, out / CHECKPOINT, self.method, self.teacher)
+        self.optimizer = build_optimizer(self.method, config)
+        if saved:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.start, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
+            self.running = {name: value.to(fabric.device) for name, value in saved["running"].items()}
+        self.module, self.stepper = fabric.setup(self.method, self.optimizer)
+
+    def go(self, progress: bool, on_step: Callable[[int], None] | None) -> Result:
+        config, first = self.config, self.fabric.is_global_zero
+        self.fabric.barrier()  # every process has looked at `out` before the first one writes there
+        if first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_whole(self.out / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+        with (
+            tensorboard(self.out / "tensorboard", self.start, first) as write_row,
+            progress_bar(self.start, config.steps, progress and first) as advance,
+        ):
+            for step in range(self.start, config.steps):
+                self.step(step)
+                done = step + 1
+                if done % config.eval_every == 0 or done == config.steps:
+                    self.history.append(self.evaluate(done))
+                    if first:
+                        write_csv(self.out / LOG, self.history)
+                        write_row(self.history[-1])
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    self.save(done)
+                advance(done, self.history[-1] if self.history else {})
+                if on_step is not None:
+                    on_step(done)
+        return _result(self.out, self.history, self.elapsed(), config.steps - self.start)
+
+    def step(self, step: int) -> None:
+        """One optimizer step, and with it one step of the teacher."""
+        torch.manual_seed(derive_seed(self.config.seed, "step", step, self.fabric.global_rank))  # for dropout and such
+        set_learning_rate(self.optimizer, learning_rate(self.config, step))
+        self.stepper.zero_grad()
+        loss, metrics = self.module(self.batches(step), self.teacher)
+        self.fabric.backward(loss)
+        self.stepper.step()
+        self.teacher.update(self.method.student)
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            self.running[name] = self.running[name] + value if name in self.running else value.clone()
+
+    def evaluate(self, done: int) -> Row:
+        """The next row of the history; the averages begin anew."""
+        steps = done - (int(self.history[-1]["step"]) if self.history else 0)
+        averages = {name: value.item() / steps for name, value in self.running.items()}
+        if not math.isfinite(averages["loss"]):
+            raise UserError(f"the loss is not finite between steps {done - steps} and {done}: lower --lr")
+        self.running = {}
+        student, teacher = self.method.student, self.teacher.module
+        accuracies = [measure(network, self.data, self.method.headline) for network in (teacher, student)]
+        return {"step": done, "teacher_accuracy": accuracies[0], "student_accuracy": accuracies[1], **averages}
+
+    def save(self, done: int) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        content = {
+            "config": self.config.to_dict(),
+            "step": done,
+            "method": self.method.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "running": self.running,
+            "seconds": self.elapsed(),
+            "data": describe(self.data),
+        }
+        checkpoint.save(self.out / CHECKPOINT, content)
+
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+
+def _open(out: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if any."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
+    held = [name for name in (CHECKPOINT, CONFIG, LOG) if (out / name).exists()]
+    if not resume:
+        if held:
+            raise UserError(f"--out {out} already holds a run ({held[0]}): choose another folder, or add --resume")
+        return None
+    if not held:
+        raise UserError(f"--resume: there is no run in {out}; leave out --resume to start one")
+    return checkpoint.load(out / CHECKPOINT) if CHECKPOINT in held else None
+
+
+def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str, Any]) -> None:
+    """A run is resumed as it was configured; more steps are fine where no schedule was laid over the whole run."""
+    before, now = saved["config"], config.to_dict()
+    for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
+        if before.get(name) == now.get(name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        message = f"the run in {out} has {flag} {before.get(name)}, not {now.get(name)}"
+        if name != "steps":
+            raise UserError(f"{message}: resume it as it was, or choose another --out")
+        if config.lr_schedule != "constant" or config.momentum_schedule == "cosine":
+            raise UserError(f"{message}: its schedule was laid over {before[name]} steps; choose another --out")
+        if config.steps < saved["step"]:
+            raise UserError(f"{message}: it has trained {saved['step']} steps already")
+    if saved["data"] != data:
+        raise UserError(f"the images have changed since the run in {out} began: choose another --out")
+
+
+def _fabric(config: Config) -> "Fabric":
+    """Lightning's Fabric: this process alone, or the processes that torchrun started."""
+    from lightning.fabric import Fabric
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    accelerator = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    processes, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fabric = Fabric(
+        accelerator=accelerator,
+        strategy="ddp" if processes > 1 else "auto",
+        devices=local,
+        num_nodes=processes // local,
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _batches(config: Config, data: ImageData, method: Method, fabric: "Fabric") -> Batches:
+    if config.labels is not None and not method.labelled_views:
+        raise UserError(f"{config.method} learns without labels: leave out --labels")
+    labelled = balanced_indices(data.train.labels, config.labels, data.classes, config.seed)
+    method.check(
+        batch_size=config.batch_size, num_classes=len(data.classes), labelled=len(labelled), size=data.size
+    )
+    views = [
+        [view(name, size=data.size, flip=data.flip) for name in names]
+        for names in (method.labelled_views, method.unlabelled_views)
+    ]
+    return Batches(
+        data.train,
+        labelled,
+        labelled_views=views[0],
+        unlabelled_views=views[1],
+        batch_size=config.batch_size,
+        unlabelled_batch_size=config.batch_size * method.unlabelled_ratio,
+        mean=data.mean,
+        std=data.std,
+        seed=config.seed,
+        device=fabric.device,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+
+
+def _result(out: Path, history: list[Row], seconds: float, steps_done: int) -> Result:
+    last = history[-1]
+    return Result(
+        history, last["teacher_accuracy"], last["student_accuracy"], seconds, out / CHECKPOINT, steps_done
+    )
