@@ -1,0 +1,69 @@
+"""In the place of `torch.optim.swa_utils.AveragedModel`: another import, and `smoothing` for `multi_avg_fn`."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble.integrations.weights import copy_student
+from spatial_ensemble.smoothing.rule import Smoothing
+from spatial_ensemble.smoothing.teacher import Buffers, Teacher
+from spatial_ensemble.smoothing.units import Unit
+
+
+class AveragedModel(Teacher):
+    """A teacher with the surface of torch's class of this name, so that `update_bn` and `SWALR` scripts go on working.
+
+    As there, the first `update_parameters` copies, and the module follows `train()` and `eval()`; unlike there it
+    starts in eval mode, pairs tensors by name, and never averages integer buffers.
+
+    Args:
+        model: the student.
+        device: of the teacher.
+        smoothing: the rule; `temporal_moving_average(decay)` is `get_ema_multi_avg_fn(decay)`.
+        use_buffers: average floating buffers; otherwise they are copied.
+        unit: which weights share one draw.
+        seed: of the draws.
+
+    Source: torch.optim.swa_utils, for the surface.
+
+    Example:
+        >>> from spatial_ensemble import spatial_temporal_smoothing
+        >>> model = nn.Linear(4, 2)
+        >>> averaged = AveragedModel(model, smoothing=spatial_temporal_smoothing(0.99, 0.7))
+        >>> averaged.update_parameters(model)  # after optimizer.step()
+        >>> averaged.n_averaged
+        tensor(1)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str | None = None,
+        *,
+        smoothing: Smoothing,
+        use_buffers: bool = False,
+        unit: Unit = "tensor",
+        seed: int = 0,
+    ):
+        buffers: Buffers = "average" if use_buffers else "copy"
+        super().__init__(model, smoothing, unit=unit, buffers=buffers, seed=seed, device=device)
+        self.training = False  # as the module is
+
+    @property
+    def n_averaged(self) -> Tensor:
+        """How many students have been taken in, the first copy included: int64 []."""
+        return torch.tensor(self.step)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model in: the first time by copying it, then by the smoothing."""
+        if self.step == 0:
+            copy_student(self, model)
+            self.step = 1
+        else:
+            self.update(model)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the teacher's module, as torch's class does: `update_bn` depends on it."""
+        nn.Module.train(self, mode)
+        return self

@@ -1,0 +1,180 @@
+"""Callbacks for Lightning's Trainer. Both act once per optimizer step that really took place.
+
+Under gradient accumulation an optimizer steps once in several batches; a GradScaler that found an overflow skips the
+step, and Lightning's own `global_step` counts it all the same. So both callbacks listen to the optimizer itself.
+"""
+
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.integrations.weights import Loan, copy_student
+from spatial_ensemble.smoothing.rule import Smoothing
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+class TeacherUpdate(pl.Callback):
+    """Updates the teacher that a LightningModule owns; for methods in which the teacher teaches.
+
+    The teacher is a submodule, so Lightning saves, restores and moves it together with the student. Give the
+    optimizer the student's parameters, not the teacher's.
+
+    Args:
+        teacher: name of the attribute that holds the Teacher.
+        student: name of the attribute that holds the network it smooths.
+
+    Raises:
+        UserError: at the start of training, when no optimizer trains the student.
+
+    Example:
+        >>> class MeanTeacher(pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.student = nn.Linear(4, 2)
+        ...         self.teacher = Teacher(self.student, Smoothing(momentum=0.99, preserve_prob=0.7))
+        >>> trainer = pl.Trainer(callbacks=[TeacherUpdate()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, teacher: str = "teacher", student: str = "student"):
+        self._teacher, self._student = teacher, student
+        self._hook: RemovableHandle | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        teacher = pl_module.get_submodule(self._teacher)
+        assert isinstance(teacher, Teacher)
+        self._hook = _after_each_step(trainer.optimizers, teacher, pl_module.get_submodule(self._student))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _remove(self._hook)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        _remove(self._hook)
+
+
+class WeightSmoothing(pl.Callback):
+    """In the place of Lightning's `EMAWeightAveraging`: smooths the module, and validates with the smoothed weights.
+
+    As there, validation within `fit` sees the teacher, a checkpoint's `state_dict` is the teacher's (and
+    `current_model_state` the student's), and after `fit` the module holds the teacher's weights. A run resumed from a
+    checkpoint goes on to the bit, draws included. Weights-only checkpoints pass callbacks by, and hold the student.
+
+    Args:
+        smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
+        student: dotted name of the submodule to smooth; "" is the whole LightningModule.
+        options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, ...
+
+    Attributes:
+        teacher: the Teacher, from the beginning of `fit` on.
+
+    Raises:
+        UserError: at the start of training, when no optimizer trains the student.
+
+    Example:
+        >>> smoothing = WeightSmoothing(Smoothing(momentum=0.99, preserve_prob=0.7), unit="layer", seed=1)
+        >>> trainer = pl.Trainer(callbacks=[smoothing], logger=False, enable_checkpointing=False)
+    """
+
+    teacher: Teacher | None = None
+
+    def __init__(self, smoothing: Smoothing, student: str = "", **options: Any):
+        self._smoothing, self._student, self._options = smoothing, student, options
+        self._hook: RemovableHandle | None = None
+        self._loan: Loan | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._loan = None
+            self.teacher = Teacher(pl_module.get_submodule(self._student), self._smoothing, **self._options)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.teacher is not None and self._options.get("device") is None:
+            self.teacher.to(pl_module.device)  # in setup the module is still on the CPU
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.teacher is not None
+        self._hook = _after_each_step(trainer.optimizers, self.teacher, pl_module.get_submodule(self._student))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _remove(self._hook)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._lend(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            _remove(self._hook)
+            self._take_back()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._lend(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._take_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state_dict["teacher"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.teacher is None:
+            return
+        prefix = self._student + "." if self._student else ""
+        own = {} if self._loan is None else self._loan.kept
+        smoothed = self.teacher.module.state_dict()
+        state = checkpoint["state_dict"]
+        checkpoint["current_model_state"] = state | {prefix + name: value for name, value in own.items()}
+        checkpoint["state_dict"] = state | {prefix + name: value for name, value in smoothed.items()}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or self.teacher is None:
+            return
+        if "current_model_state" in checkpoint:
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+        else:
+            warnings.warn("the checkpoint has no smoothed weights: the teacher starts as its student", stacklevel=2)
+            copy_student(self.teacher, pl_module.get_submodule(self._student))
+
+    def _lend(self, pl_module: pl.LightningModule) -> None:
+        assert self.teacher is not None
+        self._loan = Loan(self.teacher, pl_module.get_submodule(self._student))
+
+    def _take_back(self) -> None:
+        if self._loan is not None:
+            self._loan.give_back()
+            self._loan = None
+
+
+def _after_each_step(optimizers: list[Optimizer], teacher: Teacher, student: nn.Module) -> RemovableHandle:
+    """Updates the teacher after each step of the last optimizer that trains the student."""
+    trained = {id(parameter) for parameter in student.parameters()}
+    ours = [o for o in optimizers if any(id(p) in trained for group in o.param_groups for p in group["params"])]
+    if not ours:
+        raise UserError("no optimizer trains the student: give its parameters to one in configure_optimizers")
+
+    def update(optimizer: Optimizer, *_: object) -> None:
+        # A fused optimizer steps even after an overflow, and learns from the scaler to change nothing.
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is None or not overflow.item():
+            teacher.update(student)
+
+    return ours[-1].register_step_post_hook(update)
+
+
+def _remove(hook: RemovableHandle | None) -> None:
+    if hook is not None:
+        hook.remove()

@@ -1,0 +1,107 @@
+"""In the place of `timm.utils.ModelEmaV3`: another import, and `preserve_prob`."""
+
+import math
+
+import torch
+from torch import nn
+
+from spatial_ensemble.integrations.weights import copy_student
+from spatial_ensemble.smoothing.rule import Smoothing
+from spatial_ensemble.smoothing.teacher import Buffers, Teacher
+from spatial_ensemble.smoothing.units import Unit
+
+
+class ModelEmaV3(Teacher):
+    """A teacher with the arguments and methods of timm's class of this name; with preserve_prob=0, its values too.
+
+    Args:
+        model: the student.
+        decay: the momentum m.
+        min_decay: the least momentum under `use_warmup`.
+        update_after_step: up to this step (and one more) the teacher is a copy of the student.
+        use_warmup: momentum 1 - (1 + step / warmup_gamma) ** -warmup_power, until it reaches `decay`.
+        warmup_gamma: see `use_warmup`.
+        warmup_power: see `use_warmup`.
+        device: of the teacher.
+        dtype: of the teacher's floating tensors.
+        foreach: accepted for the signature's sake; the kernel is chosen by device and unit.
+        exclude_buffers: copy floating buffers instead of averaging them.
+        preserve_prob: p, the probability with which a unit stays as it is.
+        unit: which weights share one draw.
+        seed: of the draws.
+
+    Source: timm (huggingface/pytorch-image-models), `timm/utils/model_ema.py`, for the signature.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> model_ema = ModelEmaV3(model, decay=0.999, preserve_prob=0.7)
+        >>> model_ema.update(model, step=1)  # after optimizer.step()
+        >>> logits = model_ema.module(torch.zeros(1, 4))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float = 0.9999,
+        min_decay: float = 0.0,
+        update_after_step: int = 0,
+        use_warmup: bool = False,
+        warmup_gamma: float = 1.0,
+        warmup_power: float = 2 / 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        foreach: bool = True,
+        exclude_buffers: bool = False,
+        *,
+        preserve_prob: float = 0.0,
+        unit: Unit = "tensor",
+        seed: int = 0,
+    ):
+        buffers: Buffers = "copy" if exclude_buffers else "average"
+        smoothing = Smoothing(self._momentum, self._preserve_prob)
+        super().__init__(model, smoothing, unit=unit, buffers=buffers, seed=seed, dtype=dtype, device=device)
+        self.decay = decay
+        self.min_decay = min_decay
+        self.update_after_step = update_after_step
+        self.use_warmup = use_warmup
+        self.warmup_gamma = warmup_gamma
+        self.warmup_power = warmup_power
+        self.preserve_prob = preserve_prob
+        self._given_step: int | None = None
+        Smoothing(decay, preserve_prob)  # bad values are to be refused here, not at the first update
+
+    def get_decay(self, step: int | None = None) -> float:
+        """The momentum at a step, counted as timm does: None means no warm-up and no delay."""
+        if step is None:
+            return self.decay
+        step -= self.update_after_step + 1
+        if step <= 0:
+            return 0.0
+        if not self.use_warmup:
+            return self.decay
+        ramp = 1 - math.pow(1 + step / self.warmup_gamma, -self.warmup_power)
+        return max(min(ramp, self.decay), self.min_decay)
+
+    def update(self, model: nn.Module, step: int | None = None) -> None:
+        """Smooth the model into the teacher.
+
+        Args:
+            model: the student.
+            step: number of this update. When given, the draws are those of this step too, so that a run resumed by
+                timm's own checkpoints, which hold no teacher state but the weights, goes on with the right masks.
+        """
+        if step is not None:
+            self.step = step
+        self._given_step = step
+        super().update(model)
+
+    def set(self, model: nn.Module) -> None:
+        """Make the teacher an exact copy of the model."""
+        copy_student(self, model)
+
+    def _momentum(self, _: int) -> float:
+        return self.get_decay(self._given_step)
+
+    def _preserve_prob(self, _: int) -> float:
+        step = self._given_step
+        return 0.0 if step is not None and step <= self.update_after_step + 1 else self.preserve_prob

@@ -1,0 +1,107 @@
+"""A callback for the Trainer of Hugging Face transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.integrations.weights import Loan
+from spatial_ensemble.smoothing.rule import Smoothing
+from spatial_ensemble.smoothing.teacher import Teacher
+
+FILE = "teacher.pt"
+
+
+class TeacherCallback(TrainerCallback):
+    """Keeps a teacher of the model: updates it, evaluates with it, saves and resumes it.
+
+    It is updated once per optimizer step that really took place. During training the Trainer's evaluations see the
+    teacher's weights; the model itself, and so `model.safetensors` in a checkpoint, stays the student, and the teacher
+    lies beside it in `teacher.pt`. After training, `with callback.lent(trainer.model): trainer.evaluate()` evaluates
+    the teacher, and `callback.teacher.module.save_pretrained(folder)` saves it.
+
+    Args:
+        smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
+        options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, ...
+
+    Attributes:
+        teacher: the Teacher, from the beginning of training on.
+
+    Raises:
+        UserError: a run is resumed and its checkpoint has no `teacher.pt`, or several evaluation sets are given as a
+            dict (the Trainer tells a callback when an evaluation ends, but not whether another follows).
+
+    Example:
+        >>> callback = TeacherCallback(Smoothing(momentum=0.999, preserve_prob=0.5))
+        >>> # trainer = Trainer(model, args, train_dataset=..., callbacks=[callback]); trainer.train()
+    """
+
+    teacher: Teacher | None = None
+
+    def __init__(self, smoothing: Smoothing, **options: Any):
+        self._smoothing, self._options = smoothing, options
+        self._loan: Loan | None = None
+        self._training = False
+
+    def lent(self, model: nn.Module) -> Loan:
+        """The teacher's weights in the model, for the length of a `with` block."""
+        if self.teacher is None:
+            raise UserError("there is no teacher yet: it is built when training begins")
+        return Loan(self.teacher, model)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = True
+        self.teacher = Teacher(kwargs["model"], self._smoothing, **self._options)
+        if state.global_step > 0:
+            path = _folder(args, state) / FILE
+            if not path.is_file():
+                raise UserError(f"resuming at step {state.global_step}, but there is no {path}: copy it there to go on")
+            self.teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if args.eval_on_start:
+            self._loan = self.lent(kwargs["model"])
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The Trainer counts a step that the GradScaler skipped; accelerate's optimizer knows better.
+        if self.teacher is not None and not getattr(kwargs["optimizer"], "step_was_skipped", False):
+            self.teacher.update(kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate:
+            self._loan = self.lent(kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_evaluate:
+            self._loan = self.lent(kwargs["model"])
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._training and self._loan is None:
+            raise UserError("several evaluation sets in one evaluation: give the Trainer one, not a dict of them")
+        self._take_back()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.teacher is not None and args.should_save:
+            torch.save(self.teacher.state_dict(), _folder(args, state) / FILE)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False
+        self._take_back()
+
+    def _take_back(self) -> None:
+        if self._loan is not None:
+            self._loan.give_back()
+            self._loan = None
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

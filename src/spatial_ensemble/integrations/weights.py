@@ -1,0 +1,60 @@
+"""The teacher's weights in the student's place, for frameworks that evaluate and save the student's module."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble.smoothing.pairing import Pairing, canonical_name
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+class Loan:
+    """The teacher's weights lent to the student; the student's own are kept and given back, to the bit.
+
+    Args:
+        teacher: whose parameters and buffers are lent.
+        student: into whose memory they are copied: optimizers, DistributedDataParallel and hooks notice nothing.
+
+    Attributes:
+        kept: the student's own tensors by their names in its `state_dict()`, as long as the loan lasts.
+
+    Example:
+        >>> import torch
+        >>> from spatial_ensemble import Teacher, temporal_moving_average
+        >>> student = torch.nn.Linear(2, 1)
+        >>> teacher = Teacher(student, temporal_moving_average(0.99))
+        >>> with Loan(teacher, student):
+        ...     answer = student(torch.zeros(1, 2))  # the teacher's answer
+    """
+
+    @torch.no_grad()
+    def __init__(self, teacher: Teacher, student: nn.Module):
+        lent = {canonical_name(name): tensor for name, tensor in _tensors(teacher.module).items()}
+        self._live = _tensors(student)
+        self.kept = {name: tensor.clone() for name, tensor in self._live.items()}
+        for name, tensor in self._live.items():
+            tensor.copy_(lent[canonical_name(name)])
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Put the student's own weights back."""
+        for name, tensor in self._live.items():
+            tensor.copy_(self.kept[name])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.give_back()
+
+
+@torch.no_grad()
+def copy_student(teacher: Teacher, student: nn.Module) -> None:
+    """Make the teacher an exact copy of the student, as it was after construction; its step stays."""
+    for pair in Pairing(teacher.module, student).pairs:
+        pair.teacher.copy_(pair.student)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
