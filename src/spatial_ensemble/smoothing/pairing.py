@@ -1,0 +1,116 @@
+"""Which tensor of the student belongs to which tensor of the teacher: by canonical name, never by order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+# What DistributedDataParallel, torch.compile, activation checkpointing, FSDP and Lightning Fabric put into names.
+_WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
+)
+
+
+def canonical_name(name: str) -> str:
+    """A tensor's name without what wrappers add to it.
+
+    Example:
+        >>> canonical_name("module._orig_mod.layer1.0._checkpoint_wrapped_module.conv.weight")
+        'layer1.0.conv.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
+            module = compiled
+        else:
+            return module
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor of the teacher and its counterpart; a tied weight is one pair, under the first of its names."""
+
+    name: str
+    teacher: Tensor
+    student: Tensor
+    is_buffer: bool
+
+
+class Pairing:
+    """All pairs of a teacher and a student, valid until either module holds other tensors.
+
+    Raises:
+        ValueError: a tensor that is missing, extra, of another shape or otherwise sharded; it is named.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module):
+        theirs, students = _named_tensors(teacher), _named_tensors(student)
+        missing, extra = sorted(theirs.keys() - students.keys()), sorted(students.keys() - theirs.keys())
+        if missing or extra:
+            raise ValueError(
+                "the student does not match the teacher: "
+                + "; ".join(
+                    f"{what} {_some(names)}" for what, names in (("missing", missing), ("extra", extra)) if names
+                )
+                + "; give the teacher a student of the architecture it was built from"
+            )
+        for name, (t, _) in theirs.items():
+            s = students[name][0]
+            if t.shape != s.shape or _layout(t) != _layout(s):
+                raise ValueError(
+                    f"the student's tensor {name!r} has shape {_describe(s)}, the teacher's {_describe(t)}; "
+                    "they must have the same shape and be sharded alike"
+                )
+        first: dict[int, str] = {}
+        for name in sorted(theirs):
+            first.setdefault(id(theirs[name][0]), name)
+        self.pairs = [Pair(name, theirs[name][0], students[name][0], theirs[name][1]) for name in first.values()]
+        self._owners = [*_owners(teacher), *_owners(student)]
+
+    def holds(self) -> bool:
+        """Whether both modules still own the very tensors and submodules that were paired; costs microseconds."""
+        return all(
+            len(owner) == len(values) and all(owner.get(key) is value for key, value in values)
+            for owner, values in self._owners
+        )
+
+
+def _named_tensors(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
+    """Canonical name -> (tensor, is it a buffer), every name of a tied tensor included."""
+    found: dict[str, tuple[Tensor, bool]] = {}
+    for is_buffer, named in (
+        (False, module.named_parameters(remove_duplicate=False)),
+        (True, module.named_buffers(remove_duplicate=False)),
+    ):
+        for raw, tensor in named:
+            name = canonical_name(raw)
+            if name in found and found[name][0] is not tensor:
+                raise ValueError(f"two tensors have the name {name!r} once wrappers are stripped, one of them {raw!r}")
+            found[name] = tensor, is_buffer
+    return found
+
+
+def _owners(module: nn.Module) -> Iterator[tuple[dict[str, object], list[tuple[str, object]]]]:
+    for submodule in module.modules():
+        for owner in (submodule._parameters, submodule._buffers, submodule._modules):
+            if owner:
+                yield owner, list(owner.items())  # type: ignore[misc]
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...] | None:
+    return tuple(tensor.placements) if hasattr(tensor, "placements") else None
+
+
+def _describe(tensor: Tensor) -> str:
+    layout = _layout(tensor)
+    return f"{tuple(tensor.shape)}" + (f" sharded {layout}" if layout else "")
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

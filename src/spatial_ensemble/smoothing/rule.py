@@ -1,0 +1,101 @@
+"""The rule: one formula, of which the moving average, Spatial Ensemble and both together are three settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How a teacher follows its student.
+
+        T <- K * T + (1 - K) * (m * T + (1 - m) * S),    K ~ Bernoulli(p), one draw per unit and step
+
+    Args:
+        momentum: m in [0, 1], or a schedule step -> m. 0 replaces, 1 never changes.
+        preserve_prob: p in [0, 1], or a schedule step -> p. 0 preserves nothing: the moving average.
+
+    Raises:
+        ValueError: m or p is no number in [0, 1]; for a schedule, at the step where it leaves [0, 1].
+
+    Source: Huang et al. 2021 (arXiv 2110.01253), equations for SE and STS.
+
+    Example:
+        >>> Smoothing(momentum=0.99, preserve_prob=0.7).at(step=0)
+        (0.99, 0.7)
+    """
+
+    momentum: float | Schedule
+    preserve_prob: float | Schedule = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("momentum", "preserve_prob"):
+            value = getattr(self, name)
+            if not callable(value):
+                _probability(name, value)
+
+    def at(self, step: int) -> tuple[float, float]:
+        """(momentum, preserve_prob) at a step, counted from 0."""
+        return _value("momentum", self.momentum, step), _value("preserve_prob", self.preserve_prob, step)
+
+    def matched(self) -> "Smoothing":
+        """The moving average of the same expected update rate (1 - p)(1 - m).
+
+        A gain over a moving average alone may come from its speed; a gain over this one does not.
+
+        Example:
+            >>> round(Smoothing(momentum=0.99, preserve_prob=0.5).matched().momentum, 6)
+            0.995
+        """
+        if callable(self.momentum) or callable(self.preserve_prob):
+            return Smoothing(partial(_matched_momentum, self))
+        return Smoothing(_matched_momentum(self, 0))
+
+
+def temporal_moving_average(momentum: float | Schedule) -> Smoothing:
+    """TMA, the "EMA" that everyone uses: T <- m T + (1 - m) S at every step.
+
+    Example:
+        >>> temporal_moving_average(0.999)
+        Smoothing(momentum=0.999, preserve_prob=0.0)
+    """
+    return Smoothing(momentum, 0.0)
+
+
+def spatial_ensemble(preserve_prob: float | Schedule) -> Smoothing:
+    """SE: a unit stays with probability p and is otherwise replaced by the student's.
+
+    A unit's age, in steps since it was replaced, is geometric with mean p / (1 - p).
+
+    Example:
+        >>> spatial_ensemble(0.7)
+        Smoothing(momentum=0.0, preserve_prob=0.7)
+    """
+    return Smoothing(0.0, preserve_prob)
+
+
+def spatial_temporal_smoothing(momentum: float | Schedule, preserve_prob: float | Schedule) -> Smoothing:
+    """STS: a unit stays with probability p and is otherwise averaged.
+
+    Example:
+        >>> spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)
+        Smoothing(momentum=0.99, preserve_prob=0.7)
+    """
+    return Smoothing(momentum, preserve_prob)
+
+
+def _matched_momentum(smoothing: Smoothing, step: int) -> float:
+    momentum, preserve_prob = smoothing.at(step)
+    return 1 - (1 - preserve_prob) * (1 - momentum)
+
+
+def _value(name: str, value: float | Schedule, step: int) -> float:
+    return _probability(name, value(step), f" at step {step}") if callable(value) else float(value)
+
+
+def _probability(name: str, value: object, where: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}{where}")
+    return float(value)

@@ -1,0 +1,275 @@
+"""The teacher: the one stateful object of the package."""
+
+import weakref
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble.smoothing import diagnostics, ranks
+from spatial_ensemble.smoothing.draw import Keep, Place, threshold
+from spatial_ensemble.smoothing.kernels import smooth_
+from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
+from spatial_ensemble.smoothing.rule import Smoothing
+from spatial_ensemble.smoothing.units import UNITS, Group, Unit, everywhere, is_sharded, place
+
+Buffers = Literal["average", "copy", "follow", "keep"]
+OnNonfinite = Literal["raise", "skip"]
+
+
+class Teacher(nn.Module):
+    """A smoothed copy of a student.
+
+        T <- K * T + (1 - K) * (m * T + (1 - m) * S)
+
+    The teacher is an exact copy at first, gets no gradients, and stays in eval mode whatever a parent module's
+    `train()` says; `teacher.module.train()` puts it into train mode. Masks are a function of (seed, step, canonical
+    name, index in the global tensor) alone: every rank and shard draws alike, and no communication is needed.
+
+    Args:
+        student: the network to copy, perhaps wrapped by DistributedDataParallel or torch.compile.
+        smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
+        unit: which weights share one draw: all that one module owns ("layer"), one parameter ("tensor", as in the
+            paper's released code), one slice along dimension 0 ("channel"), or one weight ("element").
+        group: maps a parameter's canonical name to a key; equal keys share their draws.
+        buffers: floating buffers are averaged with m at every step ("average"), copied ("copy"), move under their
+            module's draw ("follow", with unit="layer"), or stay ("keep"). Integer buffers are copied unless kept.
+        seed: of the draws.
+        dtype: of the teacher's floating tensors, such as torch.float32 beside a bfloat16 student.
+        device: of the teacher.
+        update_every: act at every n-th call of `update` only.
+        module: a ready copy to smooth into, e.g. one sharded already; it takes on the student's values.
+        on_nonfinite: what `update` does when the student holds an inf or NaN: raise a ValueError that names the tensor,
+            or skip the update and count it in `skipped`. Costs one read of the student, and a host wait on a GPU.
+
+    Attributes:
+        module: the teacher network.
+        step: how often `update` has been called (skipped updates not counted).
+        skipped: updates skipped for a non-finite student.
+
+    Source: Huang et al. 2021 (arXiv 2110.01253). Unlike its released code the first copy is exact, masks are seeded by
+        name and step, and the step is part of the state.
+
+    Example:
+        >>> student = nn.Linear(4, 2)
+        >>> teacher = Teacher(student, Smoothing(momentum=0.99, preserve_prob=0.7))
+        >>> teacher.update(student)  # once per optimizer step
+        >>> teacher(torch.zeros(1, 4)).requires_grad
+        False
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        smoothing: Smoothing,
+        *,
+        unit: Unit = "tensor",
+        group: Group | None = None,
+        buffers: Buffers = "average",
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        update_every: int = 1,
+        module: nn.Module | None = None,
+        on_nonfinite: OnNonfinite | None = None,
+    ):
+        super().__init__()
+        _one_of("unit", unit, UNITS)
+        _one_of("buffers", buffers, get_args(Buffers))
+        _one_of("on_nonfinite", on_nonfinite, (None, *get_args(OnNonfinite)))
+        if buffers == "follow" and unit != "layer":
+            raise ValueError(
+                f"buffers='follow' needs unit='layer', got unit={unit!r}: a buffer shares its module's draw"
+            )
+        if update_every < 1:
+            raise ValueError(f"update_every must be at least 1, got {update_every}")
+        self.smoothing = smoothing
+        self.unit = unit
+        self.group = group
+        self.buffer_policy = buffers
+        self.seed = seed
+        self.update_every = update_every
+        self.on_nonfinite = on_nonfinite
+        self.step = 0
+        self.skipped = 0
+        self.module = (_copy(student) if module is None else module).to(device=device, dtype=dtype)
+        self.module.requires_grad_(False).eval()
+        self._plan: _Plan | None = None
+        if module is not None:
+            with torch.no_grad():
+                for pair in Pairing(module, student).pairs:
+                    pair.teacher.copy_(pair.student)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The teacher's answer: no gradients, eval mode."""
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Does nothing: a parent's `train()` must not switch the teacher's normalisation and dropout on.
+
+        To run the teacher in train mode, call `teacher.module.train()`.
+        """
+        return self
+
+    def update(self, student: nn.Module) -> None:
+        """Smooth the student into the teacher; call it once after each optimizer step.
+
+        No communication, no device synchronisation, no memory that grows with the model.
+
+        Raises:
+            ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], or the student is
+                not finite under on_nonfinite="raise". The teacher is then unchanged.
+        """
+        if torch.compiler.is_compiling():
+            torch.compiler.disable(self._update)(student)  # as a decorator it would import the compiler at once
+        else:
+            self._update(student)
+
+    @torch.no_grad()
+    def _update(self, student: nn.Module) -> None:
+        plan = self._prepare(student)
+        momentum, preserve_prob = self.smoothing.at(self.step)
+        if self.on_nonfinite is not None and (name := plan.first_nonfinite()) is not None:
+            if self.on_nonfinite == "raise":
+                raise ValueError(
+                    f"the student's tensor {name!r} is not finite at step {self.step}; the teacher is unchanged"
+                )
+            self.skipped += 1
+            return
+        if (self.step + 1) % self.update_every == 0:
+            plan.run(self.step, momentum, preserve_prob, copy_buffers=self.buffer_policy != "keep")
+        self.step += 1
+
+    def places(self) -> dict[str, Place]:
+        """Canonical name -> place of its draws, for every tensor under the mask."""
+        plan = self._plan or _Plan(self.module, Pairing(self.module, self.module), self._place, frozen=False)
+        return {pair.name: where for pair, where in plan.moving if where.key is not None}
+
+    def age(self) -> dict[str, Tensor]:
+        """Steps since each unit was last replaced or averaged: int64, [] for a tensor or layer, [units] for finer ones.
+
+        Nothing is stored for it: the ages are found again from the draws. A unit that never moved has age `step`.
+        """
+        return diagnostics.ages(self)
+
+    def fingerprint(self) -> str:
+        """A hash of the step and of every tensor, the same for equal teachers on any number of ranks or shards."""
+        return ranks.fingerprint(self)
+
+    def verify_ranks(self) -> dict[int, list[str]]:
+        """Compare the teachers of all ranks: {rank: [names of tensors unlike the majority's]}, {} if all agree."""
+        return ranks.verify(self)
+
+    def repair(self) -> dict[int, list[str]]:
+        """Overwrite tensors that `verify_ranks` finds to differ by the majority's; returns what was mended."""
+        return ranks.repair(self)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "seed": self.seed,
+            "unit": self.unit,
+            "buffers": self.buffer_policy,
+            "update_every": self.update_every,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        own = self.get_extra_state()
+        for name in ("unit", "buffers", "update_every"):
+            if state[name] != own[name]:
+                raise ValueError(
+                    f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}: its masks would not go on; "
+                    f"build the Teacher with {name}={state[name]!r}"
+                )
+        self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
+        self._plan = None
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.smoothing}, unit={self.unit!r}, buffers={self.buffer_policy!r}, seed={self.seed}, step={self.step}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}  # a copy or pickle must not hold on to the student
+
+    def _prepare(self, student: nn.Module) -> "_Plan":
+        if self._plan is None or not self._plan.holds(student):
+            self._plan = _Plan(student, Pairing(self.module, student), self._place)
+        return self._plan
+
+    def _place(self, pair: Pair) -> Place | None:
+        """Where a pair's draws lie, or None for a buffer that is copied or kept."""
+        t = pair.teacher
+        if not (t.is_floating_point() or t.is_complex()):
+            return None
+        if not pair.is_buffer or self.buffer_policy == "follow":
+            return place(t, pair.name, self.unit, self.seed, self.group)
+        return everywhere(local(t)) if self.buffer_policy == "average" else None
+
+
+class _Plan:
+    """What one update does to which tensors, worked out once and kept while student and teacher stay as they are."""
+
+    def __init__(
+        self, student: nn.Module, pairing: Pairing, place_of: Callable[[Pair], Place | None], frozen: bool = True
+    ):
+        self._student = weakref.ref(student)
+        self._pairing = pairing
+        self._trained = [(pair.student, pair.student.requires_grad) for pair in pairing.pairs if not pair.is_buffer]
+        pairs = [pair for pair in pairing.pairs if pair.is_buffer or pair.student.requires_grad or not frozen]
+        placed = [(pair, place_of(pair)) for pair in pairs]
+        self.moving = [(pair, where) for pair, where in placed if where is not None]
+        self._copied = [pair for pair, where in placed if where is None and pair.is_buffer]
+        self._places = tuple(where for _, where in self.moving)
+
+    def holds(self, student: nn.Module) -> bool:
+        """Whether this is the student of the plan, with the same tensors, of which the same are trained."""
+        return (
+            self._student() is student
+            and self._pairing.holds()
+            and all(tensor.requires_grad == trained for tensor, trained in self._trained)
+        )
+
+    def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
+        teachers = [local(pair.teacher) for pair, _ in self.moving]
+        students = [local(pair.student) for pair, _ in self.moving]
+        smooth_(teachers, students, Keep(self._places, step, threshold(preserve_prob)), 1 - momentum)
+        if copy_buffers:
+            for pair in self._copied:
+                pair.teacher.copy_(pair.student)
+
+    def first_nonfinite(self) -> str | None:
+        """The name of a student's tensor that holds an inf or NaN."""
+        filled = [(pair.name, s) for pair, _ in self.moving if (s := local(pair.student)).numel()]
+        largest = torch._foreach_norm([s for _, s in filled], ord=torch.inf)
+        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
+        return next((name for (name, _), good in zip(filled, finite, strict=True) if not good), None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def _copy(student: nn.Module) -> nn.Module:
+    student = unwrap(student)
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in student.parameters()):
+        raise ValueError(
+            "the student has uninitialised lazy parameters; run one batch through it before Teacher(student)"
+        )
+    if any(is_sharded(tensor) for tensor in student.parameters()):
+        raise ValueError(
+            "the student is sharded, and a sharded module cannot be copied. Either build the teacher first and shard "
+            "it alike: teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module). "
+            "Or give it a copy that is sharded alike: Teacher(student, ..., module=ready_sharded_copy)"
+        )
+    return deepcopy(student)
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
