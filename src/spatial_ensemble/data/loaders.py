@@ -1,16 +1,15 @@
 """Batches as a pure function of (seed, step)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.images import Images, channel_tensor, normalise
+from spatial_ensemble.data.views import View
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.smoothing.draw import generator
-
-View = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Order:
@@ -25,9 +24,11 @@ class Order:
         self.indices, self.seed, self.what = indices, seed, what
         self._latest = (-1, indices)
 
-    def __call__(self, start: int, stop: int) -> Tensor:
-        """The images at the places start to stop - 1 of the order, int64 [stop - start]."""
-        number = len(self.indices)
+    def batch(self, step: int, size: int) -> Tensor:
+        """The images of one step, int64 [size]."""
+        if not size:
+            return self.indices[:0]
+        number, start, stop = len(self.indices), step * size, (step + 1) * size
         first, last = start // number, (stop - 1) // number
         shown = torch.cat([self._epoch(epoch) for epoch in range(first, last + 1)])
         return shown[start - first * number : stop - first * number]
@@ -62,9 +63,10 @@ class Batches:
         UserError: no image to show, or a batch size that is not a positive multiple of `world_size`.
 
     Example:
+        >>> from spatial_ensemble.data.views import view
         >>> data = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-        >>> batches = Batches(data, torch.tensor([0, 1]), labelled_views=[lambda x, g: x], unlabelled_views=[],
-        ...                   batch_size=2, unlabelled_batch_size=2, mean=[0.5], std=[0.5], seed=0)
+        >>> batches = Batches(data, torch.tensor([0, 1]), labelled_views=[view("weak", size=8, flip=True)],
+        ...                   unlabelled_views=[], batch_size=2, unlabelled_batch_size=2, mean=[0.5], std=[0.5], seed=0)
         >>> batches(0).labels.sort().values
         tensor([0, 1])
     """
@@ -87,11 +89,12 @@ class Batches:
     ) -> None:
         for size in (batch_size, unlabelled_batch_size):
             if size <= 0 or size % world_size:
-                raise UserError(f"a batch of {size} images cannot be shared evenly by {world_size} process(es)")
+                raise UserError(f"a batch of {size} images cannot be shared out evenly over {world_size} process(es)")
         if labelled_views and not len(labelled):
-            raise UserError("no labelled image: this method needs some")
+            raise UserError("no labelled image to train on: this method needs labels")
         self.labelled_views, self.unlabelled_views = tuple(labelled_views), tuple(unlabelled_views)
-        self.batch_size, self.unlabelled_batch_size = batch_size, unlabelled_batch_size
+        self.batch_size = batch_size if labelled_views else 0
+        self.unlabelled_batch_size = unlabelled_batch_size if unlabelled_views else 0
         self.seed, self.device, self.rank, self.world_size = seed, torch.device(device), rank, world_size
         self.images, self.labels = data.images.to(self.device), data.labels.to(self.device)
         self.mean, self.std = channel_tensor(mean, self.device), channel_tensor(std, self.device)
@@ -99,26 +102,27 @@ class Batches:
         self._unlabelled = Order(torch.arange(len(data)), seed, "unlabelled")
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step (counted from 0): float32 views [B / world_size, C, H, W] on the device."""
-        labels = self.labels[:0]
-        labelled: tuple[Tensor, ...] = ()
-        if self.labelled_views:
-            index = self._to_device(self._labelled(step * self.batch_size, (step + 1) * self.batch_size))
-            labels = self._slice(self.labels[index])
-            labelled = self._views(self.images[index], self.labelled_views, step, "labelled view")
-        unlabelled: tuple[Tensor, ...] = ()
-        if self.unlabelled_views:
-            size = self.unlabelled_batch_size
-            index = self._to_device(self._unlabelled(step * size, (step + 1) * size))
-            unlabelled = self._views(self.images[index], self.unlabelled_views, step, "unlabelled view")
-        return Batch(step, labelled, labels, unlabelled)
+        """The batch of one step, counted from 0: float32 views [B / world_size, C, H, W] on the device."""
+        labelled = self._to_device(self._own(self._labelled.batch(step, self.batch_size)))
+        unlabelled = self._to_device(self._own(self._unlabelled.batch(step, self.unlabelled_batch_size)))
+        return Batch(
+            step,
+            self._show(self.images[labelled], self.labelled_views, step, "labelled view"),
+            self.labels[labelled],
+            self._show(self.images[unlabelled], self.unlabelled_views, step, "unlabelled view"),
+        )
 
-    def _views(self, images: Tensor, views: Sequence[View], step: int, what: str) -> tuple[Tensor, ...]:
-        # The whole batch is augmented and then sliced, so that every rank makes the same draws.
-        shown = (view(images, generator(self.seed, what, number, step)) for number, view in enumerate(views))
-        return tuple(normalise(self._slice(image), self.mean, self.std) for image in shown)
+    def _show(self, images: Tensor, views: Sequence[View], step: int, what: str) -> tuple[Tensor, ...]:
+        """The views of this rank's images, normalised."""
+        shown = []
+        for number, view in enumerate(views):
+            # Drawn for the images of all ranks, so that an image is augmented alike however many ranks there are.
+            draws = view.draw(len(images) * self.world_size, generator(self.seed, what, number, step))
+            shown.append(normalise(view.apply(images, self._own(draws)), self.mean, self.std))
+        return tuple(shown)
 
-    def _slice(self, whole: Tensor) -> Tensor:
+    def _own(self, whole: Tensor) -> Tensor:
+        """This rank's rows."""
         each = len(whole) // self.world_size
         return whole[self.rank * each : (self.rank + 1) * each]
 

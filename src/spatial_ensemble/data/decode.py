@@ -1,0 +1,84 @@
+"""One image file -> uint8 pixels."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from spatial_ensemble.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LARGEST_OWN_SIZE = 96
+
+
+class BrokenImageError(Exception):
+    """A file that should hold an image and does not; the text says why, without the path."""
+
+
+def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
+    """The pixels of an image file, upright: [H, W, 1] where the file is grey, [H, W, 3] otherwise.
+
+    What is transparent becomes white, 16 bits become the upper 8, palettes and CMYK become RGB, and the EXIF
+    orientation is applied.
+
+    Args:
+        path: a PNG, JPEG or WebP file, whatever its ending.
+        size: the short side is resized to so many pixels and the centre square cut out; None keeps the image as it is,
+            which must then be a square of at most 96 pixels.
+
+    Raises:
+        BrokenImageError: the file cannot be opened or does not hold an image.
+        UserError: the image is larger or no square, and no size was given.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if size is None:
+                _check_own_size(path, *image.size)
+            else:
+                # A JPEG is decoded at a fraction of its size where twice the wanted size remains: many times faster.
+                image.draft(None, (2 * size, 2 * size))
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = _flatten(image)
+            if size is not None:
+                pixels = ImageOps.fit(pixels, (size, size))
+            return np.atleast_3d(np.asarray(pixels))
+    except UnidentifiedImageError:
+        raise BrokenImageError("it is not a PNG, JPEG or WebP image") from None
+    except OSError as error:
+        raise BrokenImageError(error.strerror or str(error)) from None
+    # What Pillow's parsers raise on damaged bytes.
+    except UserError:
+        raise
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise BrokenImageError(str(error)) from None
+
+
+def _check_own_size(path: str | Path, width: int, height: int) -> None:
+    if width != height or height > LARGEST_OWN_SIZE:
+        raise UserError(
+            f"{path} has {width}x{height} pixels: images that are not square, or larger than {LARGEST_OWN_SIZE}, need "
+            "--image-size, the side in pixels to bring them to"
+        )
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """The image in mode L (grey) or RGB, on white where it is transparent."""
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == mode else image.convert(mode)
