@@ -1,6 +1,7 @@
 """The rule in plain torch: on every device and dtype, with the same bits as the other kernels."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def _piece_draws(place: Place, keep: Keep, start: int, piece: Tensor) -> Tensor:
     """The draws of a piece's elements, of which the first is element `start` of the local tensor."""
     assert place.key is not None
 
-    def unit(element):  # type: ignore[no-untyped-def]  # of int or Tensor
+    def unit(element: Any) -> Any:  # of int or Tensor
         return (element // place.row * place.stride + place.offset + element % place.row) // place.unit_size
 
     stop = start + piece.numel()
