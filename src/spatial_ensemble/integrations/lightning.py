@@ -4,7 +4,6 @@ Under gradient accumulation an optimizer steps once in several batches; a GradSc
 step, and Lightning's own `global_step` counts it all the same. So both callbacks listen to the optimizer itself.
 """
 
-import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -143,11 +142,10 @@ class WeightSmoothing(pl.Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING or self.teacher is None:
             return
+        # What Lightning has loaded by now is the average, be it ours or EMAWeightAveraging's; our own state comes after.
+        copy_student(self.teacher, pl_module.get_submodule(self._student))
         if "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])
-        else:
-            warnings.warn("the checkpoint has no smoothed weights: the teacher starts as its student", stacklevel=2)
-            copy_student(self.teacher, pl_module.get_submodule(self._student))
 
     def _lend(self, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None

@@ -1,0 +1,93 @@
+"""Each layout against the objects of the package that defines it; MMEngine's, which is not installed, by its rules."""
+
+import ema_pytorch
+import pytest
+import timm.utils
+import torch
+from torch import nn
+from torch.optim import swa_utils
+
+from spatial_ensemble import Teacher, UserError, spatial_temporal_smoothing
+from spatial_ensemble.integrations.layouts import from_layout, to_layout
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+@pytest.fixture
+def student() -> nn.Module:
+    return network(0)
+
+
+@pytest.fixture
+def teacher(student) -> Teacher:
+    teacher = Teacher(network(1), spatial_temporal_smoothing(0.9, 0.5))
+    for _ in range(5):
+        teacher.update(student)
+    return teacher
+
+
+def same(state: dict[str, torch.Tensor], module: nn.Module) -> bool:
+    expected = module.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("layout", ["timm", "torch", "ema-pytorch", "lightning", "mmengine"])
+def test_round_trip_through_a_file(teacher, student, layout, tmp_path):
+    torch.save(to_layout(teacher, student, layout), tmp_path / "there.pt")
+    checkpoint = torch.load(tmp_path / "there.pt", weights_only=True)
+    again = Teacher(network(2), spatial_temporal_smoothing(0.9, 0.5))
+    again.module.load_state_dict(from_layout(checkpoint, layout))
+    assert same(again.module.state_dict(), teacher.module)
+
+
+def test_timm_reads_ours_and_we_read_timms(teacher, student, tmp_path):
+    from timm.models import load_checkpoint
+
+    torch.save(to_layout(teacher, student, "timm"), tmp_path / "last.pth.tar")
+    ema = timm.utils.ModelEmaV3(network(3))
+    load_checkpoint(ema.module, tmp_path / "last.pth.tar", use_ema=True)
+    assert same(teacher.module.state_dict(), ema.module)
+
+    theirs = {"state_dict": timm.utils.get_state_dict(student), "state_dict_ema": timm.utils.get_state_dict(ema)}
+    assert same(from_layout(theirs, "timm"), ema.module)
+
+
+def test_torch_reads_ours_and_we_read_torchs(teacher, student):
+    averaged = swa_utils.AveragedModel(network(3), use_buffers=True)
+    averaged.load_state_dict(to_layout(teacher, student, "torch"))
+    assert same(teacher.module.state_dict(), averaged.module)
+    assert averaged.n_averaged == teacher.step
+    assert same(from_layout(averaged.state_dict(), "torch"), averaged.module)
+
+
+def test_ema_pytorch_reads_ours_and_we_read_its(teacher, student):
+    ema = ema_pytorch.EMA(network(3))
+    ema.load_state_dict(to_layout(teacher, student, "ema-pytorch"))
+    assert same(teacher.module.state_dict(), ema.ema_model)
+    assert same(student.state_dict(), ema.online_model)
+    assert ema.initted
+    assert same(from_layout(ema.state_dict(), "ema-pytorch"), ema.ema_model)
+
+
+def test_mmengine_finds_the_average_where_its_hook_swaps_it_from(teacher, student):
+    checkpoint = to_layout(teacher, student, "mmengine")
+    assert same(checkpoint["state_dict"], teacher.module)  # EMAHook swaps the two before it saves ...
+    ema_state = checkpoint["ema_state_dict"]
+    assert same({name.removeprefix("module."): ema_state[name] for name in ema_state if name != "steps"}, student)
+    assert ema_state["steps"] == teacher.step
+
+
+@pytest.mark.parametrize("layout", ["timm", "torch", "ema-pytorch", "lightning", "mmengine"])
+def test_a_checkpoint_without_an_average_is_refused(student, layout):
+    with pytest.raises(UserError, match=layout):
+        from_layout({"state_dict": student.state_dict()}, layout)
+
+
+def test_an_unknown_layout_is_refused(teacher, student):
+    with pytest.raises(UserError, match="ema-pytorch.*'keras'"):
+        to_layout(teacher, student, "keras")
+    with pytest.raises(UserError, match="ema-pytorch.*'keras'"):
+        from_layout({}, "keras")
