@@ -1,0 +1,467 @@
+"""The teacher: exact at first, right at every step, the same after resume, and unmoved by what should not move it."""
+
+import copy
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from smoothing.networks import assert_equal, student, tensors, walk
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from spatial_ensemble import (
+    Smoothing,
+    Teacher,
+    cosine,
+    distance,
+    fraction_replaced,
+    spatial_ensemble,
+    spatial_temporal_smoothing,
+    temporal_moving_average,
+)
+from spatial_ensemble.smoothing.units import UNITS
+
+STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.7)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("preserve_prob", [0.0, 0.5, 1.0])
+def test_the_first_copy_is_exact(unit, preserve_prob):
+    net = student()
+    assert_equal(tensors(Teacher(net, spatial_ensemble(preserve_prob), unit=unit).module), tensors(net))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5, 0.99])
+def test_updates_follow_the_reference_to_the_bit(unit, momentum):
+    net = student()
+    teacher = Teacher(net, Smoothing(momentum, 0.6), unit=unit, seed=5)
+    expected = tensors(net)
+    for step in range(6):
+        walk(net, step)
+        teacher.update(net)
+        for name, s in tensors(net).items():
+            if not s.is_floating_point():
+                expected[name] = s
+                continue
+            nothing = torch.zeros(s.shape, dtype=torch.bool)
+            # a tied weight draws under the first of its names
+            draws_as = "decode.weight" if name == "encode.weight" else name
+            if unit == "layer":
+                draws_as = draws_as.rpartition(".")[0]
+            keep = (
+                nothing  # buffers are averaged at every step
+                if "running" in name
+                else reference.preserved(s.shape, draws_as, unit=unit, seed=5, step=step, preserve_prob=0.6)
+            )
+            expected[name] = reference.smooth(expected[name], s, keep, momentum)
+        assert_equal(tensors(teacher.module), expected)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 0.999])
+def test_the_moving_average_is_averaged_models_to_the_bit(decay):
+    net = student()
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    teacher = Teacher(net, temporal_moving_average(decay))
+    averaged.update_parameters(net)  # its first call copies
+    for step in range(50):
+        walk(net, step)
+        averaged.update_parameters(net)
+        teacher.update(net)
+    theirs = {name: t for name, t in tensors(averaged.module).items() if t.is_floating_point()}
+    assert_equal({name: t for name, t in tensors(teacher.module).items() if t.is_floating_point()}, theirs)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_with_momentum_0_every_unit_is_one_that_some_student_had(unit):
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.7), unit=unit)
+    seen = [tensors(net)]
+    for step in range(8):
+        walk(net, step)
+        seen.append(tensors(net))
+        teacher.update(net)
+    for name, parameter in teacher.module.named_parameters():
+        channels = parameter.shape[0] if parameter.ndim else 1
+        units = {"layer": 1, "tensor": 1, "channel": channels, "element": parameter.numel()}[unit]
+        rows = parameter.detach().reshape(units, -1)
+        history = torch.stack([s[name].reshape(units, -1) for s in seen])
+        assert (history == rows).all(2).any(0).all(), name
+    ages = teacher.age()
+    for name, parameter in teacher.module.named_parameters():
+        if name in ages and ages[name].ndim == 0:  # and age says which student
+            assert torch.equal(parameter, seen[len(seen) - 1 - int(ages[name])][name])
+
+
+def test_with_momentum_and_preserve_prob_0_the_teacher_is_the_last_student():
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.0))
+    for step in range(3):
+        walk(net, step)
+        teacher.update(net)
+    assert_equal(tensors(teacher.module), tensors(net))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("smoothing", [Smoothing(0.5, 1.0), Smoothing(1.0, 0.0), Smoothing(1.0, 0.5)])
+def test_what_is_always_preserved_never_changes(unit, smoothing):
+    net = student()
+    start = dict(net.named_parameters())
+    start = {name: p.detach().clone() for name, p in start.items()}
+    teacher = Teacher(net, smoothing, unit=unit)
+    with torch.no_grad():
+        net.conv.weight.fill_(torch.nan)  # not even by a student gone wrong
+    for step in range(5):
+        walk(net, step)
+        teacher.update(net)
+    assert_equal({name: p.detach() for name, p in teacher.module.named_parameters()}, start)
+
+
+def test_global_generators_are_untouched():
+    torch.manual_seed(1)
+    random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    net = copy.deepcopy(student())
+    for unit in UNITS:
+        teacher = Teacher(net, STS, unit=unit)
+        teacher.update(net)
+        teacher.age()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert before[2] == random.getstate()
+
+
+class Reordered(nn.Module):
+    """The student's tensors, registered the other way round and behind a wrapper's prefix."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.scale, self.decode, self.encode, self.bn, self.conv = net.scale, net.decode, net.encode, net.bn, net.conv
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    "wrap", [Reordered, nn.DataParallel, torch.compile], ids=["reordered", "module.", "_orig_mod."]
+)
+def test_masks_depend_on_neither_order_nor_prefix(unit, wrap):
+    net, inner = student(), student()
+    wrapped_net = wrap(inner)
+    plain, wrapped = Teacher(net, STS, unit=unit), Teacher(wrapped_net, STS, unit=unit)
+    for step in range(4):
+        walk(net, step)
+        walk(inner, step)
+        plain.update(net)
+        wrapped.update(wrapped_net)
+    assert_equal(tensors(plain.module), {name: tensors(wrapped.module)[name] for name in tensors(plain.module)})
+
+
+def test_a_group_shares_its_draws():
+    net = student()
+    teacher = Teacher(
+        net, spatial_ensemble(0.5), group=lambda name: "head" if name in ("decode.weight", "scale") else name
+    )
+    for step in range(20):
+        walk(net, step)
+        teacher.update(net)
+        ages = teacher.age()
+        assert ages["decode.weight"] == ages["scale"]
+    assert len({int(age) for age in ages.values()}) > 1
+
+
+def test_a_layer_follows_as_one_buffers_included():
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.6), unit="layer", buffers="follow")
+    history = [tensors(net)]
+    for step in range(10):
+        walk(net, step)
+        history.append(tensors(net))
+        teacher.update(net)
+        age = int(teacher.age()["bn.weight"])
+        for name in ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
+            assert torch.equal(tensors(teacher.module)[name], history[-1 - age][name])
+
+
+@pytest.mark.parametrize("policy", ["average", "copy", "keep"])
+def test_buffer_policies(policy):
+    net = student()
+    start = tensors(net)
+    teacher = Teacher(net, Smoothing(0.9, 1.0), buffers=policy)
+    walk(net, 0)
+    teacher.update(net)
+    now, last = tensors(teacher.module), tensors(net)
+    expected = {
+        "average": torch.lerp(start["bn.running_mean"], last["bn.running_mean"], 1 - 0.9),
+        "copy": last["bn.running_mean"],
+        "keep": start["bn.running_mean"],
+    }[policy]
+    assert torch.equal(now["bn.running_mean"], expected)
+    count = start if policy == "keep" else last
+    assert torch.equal(now["bn.num_batches_tracked"], count["bn.num_batches_tracked"])
+
+
+def test_a_tied_weight_is_updated_once():
+    net = student()
+    start = net.encode.weight.detach().clone()
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    walk(net, 0)
+    teacher.update(net)
+    assert teacher.module.encode.weight is teacher.module.decode.weight
+    assert torch.equal(teacher.module.encode.weight, start.lerp(net.encode.weight, 0.5))
+
+
+def test_frozen_parameters_are_copied_once_and_then_left():
+    net = student()
+    net.conv.requires_grad_(False)
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    start = tensors(net)
+    walk(net, 0)
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, start["conv.weight"])
+    assert not torch.equal(teacher.module.scale, start["scale"])
+    net.conv.requires_grad_(True)  # unfrozen later, they follow
+    teacher.update(net)
+    assert not torch.equal(teacher.module.conv.weight, start["conv.weight"])
+
+
+def test_a_float32_teacher_of_a_bfloat16_student_moves():
+    net = student().bfloat16()
+    teacher = Teacher(net, temporal_moving_average(0.9999), dtype=torch.float32)
+    start = teacher.module.conv.weight.clone()
+    with torch.no_grad():
+        net.conv.weight.add_(1)
+    for _ in range(10):
+        teacher.update(net)
+    moved = (teacher.module.conv.weight - start).mean()
+    assert teacher.module.conv.weight.dtype == torch.float32
+    assert moved.item() == pytest.approx(1 - 0.9999**10, rel=0.02)
+
+
+def missing(net):
+    del net.scale
+
+
+def extra(net):
+    net.more = nn.Linear(2, 2)
+
+
+def reshaped(net):
+    net.conv = nn.Conv2d(3, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(missing, "missing 'scale'"), (extra, "extra 'more.bias', 'more.weight'"), (reshaped, r"'conv.*' has shape \(9,")],
+)
+@pytest.mark.parametrize("seen", [False, True], ids=["new student", "student changed since"])
+def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil, message, seen):
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.0))
+    if seen:
+        teacher.update(net)
+    before, step = tensors(teacher.module), teacher.step
+    walk(net, 0)
+    spoil(net)
+    with pytest.raises(ValueError, match=message):
+        teacher.update(net)
+    assert_equal(tensors(teacher.module), before)
+    assert teacher.step == step
+
+
+CONTINUE = """
+import sys, torch
+sys.path.insert(0, sys.argv[3])
+from smoothing.networks import student, tensors, walk
+from spatial_ensemble import Smoothing, Teacher, cosine
+saved = torch.load(sys.argv[1], weights_only=True)
+net = student(1)
+teacher = Teacher(net, Smoothing(cosine(0.5, 1.0, 40), 0.6), unit=sys.argv[4])
+net.load_state_dict(saved["student"])
+teacher.load_state_dict(saved["teacher"])
+for step in range(17, 37):
+    walk(net, step)
+    teacher.update(net)
+torch.save(tensors(teacher.module), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("unit", ["tensor", "element"])
+def test_saved_at_step_17_and_loaded_in_a_new_process_it_goes_on_to_the_bit(tmp_path, unit):
+    net = student()
+    teacher = Teacher(net, Smoothing(cosine(0.5, 1.0, 40), 0.6), unit=unit, seed=3)
+    for step in range(37):
+        walk(net, step)
+        teacher.update(net)
+        if step == 16:
+            torch.save({"student": net.state_dict(), "teacher": teacher.state_dict()}, tmp_path / "17.ckpt")
+    paths = [str(tmp_path / "17.ckpt"), str(tmp_path / "37.ckpt"), str(Path(__file__).parents[1]), unit]
+    subprocess.run([sys.executable, "-c", CONTINUE, *paths], check=True, timeout=120)
+    assert_equal(torch.load(tmp_path / "37.ckpt", weights_only=True), tensors(teacher.module))
+
+
+def test_a_state_of_another_unit_is_refused():
+    net = student()
+    state = Teacher(net, STS, unit="channel").state_dict()
+    with pytest.raises(ValueError, match="saved teacher has unit='channel', this one 'tensor'"):
+        Teacher(net, STS).load_state_dict(state)
+
+
+def test_update_every_acts_at_every_nth_call():
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.0), update_every=3)
+    for step in range(7):
+        walk(net, step)
+        teacher.update(net)
+        if step in (2, 5):
+            held = tensors(net)
+    assert_equal(tensors(teacher.module), held)
+    assert teacher.step == 7
+    assert set(map(int, teacher.age().values())) == {1}
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_nonfinite_student_leaves_the_teacher_as_it_was(policy):
+    net = student()
+    teacher = Teacher(net, STS, on_nonfinite=policy)
+    teacher.update(net)
+    before = tensors(teacher.module)
+    walk(net, 0)
+    with torch.no_grad():
+        net.encode.weight[3, 4] = torch.inf
+    if policy == "raise":
+        with pytest.raises(ValueError, match=r"'decode.weight' is not finite at step 1"):
+            teacher.update(net)
+    else:
+        teacher.update(net)
+        assert teacher.skipped == 1
+    assert teacher.step == 1
+    assert_equal(tensors(teacher.module), before)
+
+
+def test_it_answers_in_eval_mode_without_gradients_whatever_a_parent_says():
+    net = student()
+    parent = nn.ModuleDict({"student": net, "teacher": Teacher(net, STS)})
+    parent.train()
+    x = torch.randn(4, 3, 8, 8)
+    before = tensors(parent["teacher"].module)
+    answer = parent["teacher"](x)
+    assert not answer.requires_grad
+    assert torch.equal(answer, copy.deepcopy(net).eval()(x).detach())
+    assert_equal(tensors(parent["teacher"].module), before)
+    assert not any(p.requires_grad for p in parent["teacher"].parameters())
+
+
+def test_a_ready_module_takes_on_the_students_values():
+    net, ready = student(0), student(1)
+    teacher = Teacher(net, STS, module=ready)
+    assert teacher.module is ready
+    assert_equal(tensors(ready), tensors(net))
+
+
+def test_ages_agree_with_what_moved():
+    net = student()
+    teacher = Teacher(net, STS, unit="element")
+    counts = {name: torch.zeros(p.shape, dtype=torch.int64) for name, p in teacher.module.named_parameters()}
+    for step in range(12):
+        before = tensors(teacher.module)
+        walk(net, step)
+        teacher.update(net)
+        for name, count in counts.items():
+            moved = tensors(teacher.module)[name] != before[name]
+            count.add_(1)[moved] = 0
+    for name, age in teacher.age().items():
+        name = "encode.weight" if name == "decode.weight" else name
+        assert torch.equal(age.reshape(counts[name].shape), counts[name]), name
+    moved = sum(int((count == 0).sum()) for count in counts.values())
+    assert fraction_replaced(teacher) == moved / sum(count.numel() for count in counts.values())
+
+
+def test_ages_follow_the_geometric_law():
+    net = nn.Linear(300, 300)
+    teacher = Teacher(net, spatial_ensemble(0.7), unit="element")
+    for _ in range(60):
+        teacher.update(net)
+    age = torch.cat([a.flatten() for a in teacher.age().values()]).double()
+    assert age.mean().item() == pytest.approx(0.7 / 0.3, rel=0.02)
+    for k in range(5):
+        assert (age == k).double().mean().item() == pytest.approx(0.3 * 0.7**k, abs=0.006)
+
+
+def test_fingerprint_tells_equal_from_different():
+    first, second = student(), student()
+    one, other = Teacher(first, STS), Teacher(second, STS)
+    assert one.fingerprint() == other.fingerprint()
+    with torch.no_grad():
+        other.module.bn.running_var[0] += 1e-6
+    assert one.fingerprint() != other.fingerprint()
+    assert one.verify_ranks() == {}  # one process agrees with itself
+
+
+def test_distance_is_euclidean():
+    net = student()
+    teacher = Teacher(net, STS)
+    with torch.no_grad():
+        net.conv.bias.add_(2)
+    assert distance(teacher, net)["conv.bias"] == pytest.approx(2 * 8**0.5, rel=1e-6)
+
+
+def test_a_copy_of_a_teacher_is_a_teacher_of_its_own():
+    net = student()
+    teacher = Teacher(net, STS, seed=2)
+    walk(net, 0)
+    teacher.update(net)
+    other = copy.deepcopy(teacher)
+    for each in (teacher, other):
+        walk(net, 1)
+        each.update(net)
+        walk(net, 2)
+    assert other.step == 2 and other.module.scale is not teacher.module.scale
+
+
+def test_a_compiled_training_step_updates_as_a_plain_one():
+    def run(wrap):
+        net = student()
+        teacher = Teacher(net, STS)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def step(x):
+            loss = (net(x) - teacher(x)).square().mean() + net(x).square().mean()
+            loss.backward()
+
+        step = wrap(step)
+        for k in range(3):
+            x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(k))
+            optimizer.zero_grad()
+            step(x)
+            optimizer.step()
+            wrap(teacher.update)(net)
+        return tensors(teacher.module), net, teacher
+
+    eager, _, _ = run(lambda f: f)
+    compiled, _, teacher = run(lambda f: torch.compile(f, backend="eager"))
+    assert teacher.step == 3
+    assert_equal(compiled, eager)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"unit": "filter"}, "unit must be one of 'layer', 'tensor', 'channel', 'element', got 'filter'"),
+        ({"buffers": "move"}, "buffers must be one of"),
+        ({"buffers": "follow"}, "buffers='follow' needs unit='layer'"),
+        ({"update_every": 0}, "update_every must be at least 1, got 0"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(student(), STS, **arguments)
+
+
+def test_a_lazy_student_is_refused():
+    with pytest.raises(ValueError, match="run one batch through it"):
+        Teacher(nn.LazyLinear(3), STS)
