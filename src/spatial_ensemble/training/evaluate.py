@@ -1,11 +1,18 @@
 """How good the networks of a run are."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
+from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.images import ImageData
+from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import accuracy
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.build import restore
 
 Protocol = Literal["accuracy", "knn", "linear"]
 Which = Literal["teacher", "student"]
@@ -16,10 +23,80 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
 
     Args:
         student: a network with its `backbone`.
-        data: normalised by its own mean and std.
+        data: with the mean and std to normalise by.
         protocol: accuracy of the network's own outputs, of its backbone's nearest neighbours, or of a linear probe.
         seed: of the linear probe.
     """
     if protocol == "accuracy":
         return accuracy(student, data.test, data.mean, data.std)
-    raise NotImplementedError(protocol)
+    backbone = student.backbone
+    assert isinstance(backbone, nn.Module)
+    if protocol == "knn":
+        from spatial_ensemble.evaluation.knn import knn_accuracy
+
+        return knn_accuracy(backbone, data.train, data.test, data.mean, data.std)
+    from spatial_ensemble.evaluation.linear import linear_accuracy
+
+    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, seed=seed)
+
+
+def evaluate(
+    path: Path,
+    name: str,
+    folder: str | None = None,
+    *,
+    which: Which = "teacher",
+    protocol: Protocol | None = None,
+    skip_broken: bool = False,
+    device: str = "auto",
+) -> tuple[float, Protocol]:
+    """Measure a network of a checkpoint on the test images of a data set, normalised as in its training.
+
+    Args:
+        path: the checkpoint.
+        name: of the data set, as for `data.load`.
+        folder: where it lies.
+        which: the teacher or the student.
+        protocol: None takes the measure that its method is judged by.
+        skip_broken: leave out broken images.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The measure in per cent, and its protocol.
+
+    Raises:
+        UserError: no checkpoint, images or classes that do not suit its network, or no classifier to measure.
+    """
+    content = checkpoint.load(path)
+    config, method, teacher = restore(content, path)
+    known = content["data"]
+    if protocol == "accuracy" and method.headline != "accuracy":
+        raise UserError(
+            f"{path} holds a network of {config.method}, which has no classifier: use --protocol knn or linear"
+        )
+    data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
+    if data.channels != known["channels"]:
+        raise UserError(f"{path} was trained on images of {known['channels']} channel(s), {name} has {data.channels}")
+    protocol = protocol or method.headline
+    if protocol == "accuracy" and list(data.classes) != known["classes"]:
+        raise UserError(
+            f"{path} was trained on the classes {_few(known['classes'])}, {name} has {_few(data.classes)}: "
+            "use --protocol knn or linear"
+        )
+    network = (teacher.module if which == "teacher" else method.student).to(choose_device(device))
+    return measure(network, replace(data, mean=known["mean"], std=known["std"]), protocol), protocol
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" stands for here.
+
+    Raises:
+        UserError: "cuda" where torch finds none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _few(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" ... ({len(names)})" if len(names) > 3 else "")

@@ -240,9 +240,7 @@ def _batches(config: Config, data: ImageData, method: Method, fabric: "Fabric") 
     if config.labels is not None and not method.labelled_views:
         raise UserError(f"{config.method} learns without labels: leave out --labels")
     labelled = balanced_indices(data.train.labels, config.labels, data.classes, config.seed)
-    method.check(
-        batch_size=config.batch_size, num_classes=len(data.classes), labelled=len(labelled), size=data.size
-    )
+    method.check(batch_size=config.batch_size, num_classes=len(data.classes), labelled=len(labelled), size=data.size)
     views = [
         [view(name, size=data.size, flip=data.flip) for name in names]
         for names in (method.labelled_views, method.unlabelled_views)
@@ -265,6 +263,4 @@ def _batches(config: Config, data: ImageData, method: Method, fabric: "Fabric") 
 
 def _result(out: Path, history: list[Row], seconds: float, steps_done: int) -> Result:
     last = history[-1]
-    return Result(
-        history, last["teacher_accuracy"], last["student_accuracy"], seconds, out / CHECKPOINT, steps_done
-    )
+    return Result(history, last["teacher_accuracy"], last["student_accuracy"], seconds, out / CHECKPOINT, steps_done)
