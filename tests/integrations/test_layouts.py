@@ -87,7 +87,7 @@ def test_a_checkpoint_without_an_average_is_refused(student, layout):
 
 
 def test_an_unknown_layout_is_refused(teacher, student):
-    with pytest.raises(UserError, match="ema-pytorch.*'keras'"):
+    with pytest.raises(UserError, match=r"ema-pytorch.*'keras'"):
         to_layout(teacher, student, "keras")
-    with pytest.raises(UserError, match="ema-pytorch.*'keras'"):
+    with pytest.raises(UserError, match=r"ema-pytorch.*'keras'"):
         from_layout({}, "keras")

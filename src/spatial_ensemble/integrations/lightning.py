@@ -1,8 +1,4 @@
-"""Callbacks for Lightning's Trainer. Both act once per optimizer step that really took place.
-
-Under gradient accumulation an optimizer steps once in several batches; a GradScaler that found an overflow skips the
-step, and Lightning's own `global_step` counts it all the same. So both callbacks listen to the optimizer itself.
-"""
+"""Callbacks for Lightning's Trainer. Both act once per optimizer step that really took place."""
 
 from typing import Any
 
@@ -13,6 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.integrations.optimizer import update_after_step
 from spatial_ensemble.integrations.weights import Loan, copy_student
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.teacher import Teacher
@@ -142,7 +139,7 @@ class WeightSmoothing(pl.Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING or self.teacher is None:
             return
-        # What Lightning has loaded by now is the average, be it ours or EMAWeightAveraging's; our own state comes after.
+        # By now the module holds the average, be it ours or EMAWeightAveraging's; our own state is loaded after this.
         copy_student(self.teacher, pl_module.get_submodule(self._student))
         if "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])
@@ -163,14 +160,7 @@ def _after_each_step(optimizers: list[Optimizer], teacher: Teacher, student: nn.
     ours = [o for o in optimizers if any(id(p) in trained for group in o.param_groups for p in group["params"])]
     if not ours:
         raise UserError("no optimizer trains the student: give its parameters to one in configure_optimizers")
-
-    def update(optimizer: Optimizer, *_: object) -> None:
-        # A fused optimizer steps even after an overflow, and learns from the scaler to change nothing.
-        overflow = getattr(optimizer, "found_inf", None)
-        if overflow is None or not overflow.item():
-            teacher.update(student)
-
-    return ours[-1].register_step_post_hook(update)
+    return update_after_step(ours[-1], teacher, student)
 
 
 def _remove(hook: RemovableHandle | None) -> None:

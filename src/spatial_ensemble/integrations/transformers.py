@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.integrations.optimizer import update_after_step
 from spatial_ensemble.integrations.weights import Loan
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.teacher import Teacher
@@ -44,7 +46,7 @@ class TeacherCallback(TrainerCallback):
     def __init__(self, smoothing: Smoothing, **options: Any):
         self._smoothing, self._options = smoothing, options
         self._loan: Loan | None = None
-        self._training = False
+        self._hook: RemovableHandle | None = None
 
     def lent(self, model: nn.Module) -> Loan:
         """The teacher's weights in the model, for the length of a `with` block."""
@@ -55,22 +57,17 @@ class TeacherCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._training = True
+        self._unhook()  # an earlier training may have ended by an exception, of which no callback hears
         self.teacher = Teacher(kwargs["model"], self._smoothing, **self._options)
         if state.global_step > 0:
             path = _folder(args, state) / FILE
             if not path.is_file():
                 raise UserError(f"resuming at step {state.global_step}, but there is no {path}: copy it there to go on")
             self.teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # accelerate's wrapper has no hooks
+        self._hook = update_after_step(optimizer, self.teacher, kwargs["model"])
         if args.eval_on_start:
             self._loan = self.lent(kwargs["model"])
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # The Trainer counts a step that the GradScaler skipped; accelerate's optimizer knows better.
-        if self.teacher is not None and not getattr(kwargs["optimizer"], "step_was_skipped", False):
-            self.teacher.update(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_evaluate:
@@ -83,7 +80,7 @@ class TeacherCallback(TrainerCallback):
             self._loan = self.lent(kwargs["model"])
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._training and self._loan is None:
+        if self._hook is not None and self._loan is None:
             raise UserError("several evaluation sets in one evaluation: give the Trainer one, not a dict of them")
         self._take_back()
 
@@ -94,8 +91,13 @@ class TeacherCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._training = False
+        self._unhook()
         self._take_back()
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def _take_back(self) -> None:
         if self._loan is not None:

@@ -1,0 +1,245 @@
+import copy
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from spatial_ensemble import Smoothing, Teacher, UserError, spatial_temporal_smoothing, temporal_moving_average
+from spatial_ensemble.integrations.lightning import TeacherUpdate, WeightSmoothing
+
+# Lightning warns of a loader without worker processes, and of what it will change one day.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5)
+
+
+class Network(pl.LightningModule):
+    """Eight batches an epoch; keeps the weights that each optimizer step left, and those it was validated with.
+
+    A batch is a function of the step, because Lightning's loader begins anew when a run is resumed within an epoch.
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        self.stepped: list[dict[str, Tensor]] = []
+        self.validated: list[dict[str, Tensor]] = []
+
+    def batch(self) -> Tensor:
+        return torch.rand(8, 4, generator=torch.Generator().manual_seed(self.global_step))
+
+    def training_step(self, _):
+        return self.student(self.batch()).square().mean()
+
+    def validation_step(self, batch, _):
+        self.validated.append(weights(self))
+
+    def on_validation_end(self):
+        self.validated_to = weights(self)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9)
+        optimizer.register_step_post_hook(lambda *_: self.stepped.append(weights(self)))
+        return optimizer
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(64, 4)), batch_size=8)
+
+    val_dataloader = train_dataloader
+
+
+class TeachingNetwork(Network):
+    """Has a teacher of its own, and learns from it."""
+
+    def __init__(self, smoothing: Smoothing = STS):
+        super().__init__()
+        self.teacher = Teacher(self.student, smoothing)
+
+    def training_step(self, _):
+        return (self.student(self.batch()) - self.teacher(self.batch())).square().mean() + super().training_step(_)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {n: v.clone() for n, v in module.state_dict().items() if isinstance(v, Tensor) and "teacher" not in n}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def trainer(tmp_path: Path, *callbacks: pl.Callback, **options) -> pl.Trainer:
+    options = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False} | options
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pl.Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **options, **quiet)
+
+
+def replay(initial: dict[str, Tensor], students: list[dict[str, Tensor]], smoothing: Smoothing = STS) -> Teacher:
+    """The teacher that a plain loop gives, stepping on the same students."""
+    module = Network()
+    module.load_state_dict(initial)
+    teacher = Teacher(module, smoothing)
+    for student in students:
+        module.load_state_dict(student)
+        teacher.update(module)
+    return teacher
+
+
+class OverflowOnSomeSteps(MixedPrecision):
+    """A GradScaler on the CPU that is made to find an overflow at the 2nd and 3rd step of an epoch of 8."""
+
+    def __init__(self):
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=10**9))
+        self.calls = 0
+
+    def optimizer_step(self, optimizer, model, closure, **kwargs):
+        def poisoned():
+            loss = closure()
+            self.calls += 1
+            if self.calls in (2, 3):
+                for group in optimizer.param_groups:
+                    group["params"][0].grad[:] = torch.inf
+            return loss
+
+        return super().optimizer_step(optimizer, model, poisoned, **kwargs)
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 8), (2, 4), (3, 3)])
+def test_one_update_for_each_optimizer_step_under_gradient_accumulation(tmp_path, accumulate, steps):
+    model, callback = Network(), WeightSmoothing(STS)
+    initial = weights(model)
+    trainer(tmp_path, callback, accumulate_grad_batches=accumulate).fit(model)
+    assert callback.teacher.step == len(model.stepped) == steps
+    assert equal(weights(callback.teacher.module), weights(replay(initial, model.stepped).module))
+
+
+@pytest.mark.parametrize("smooths", ["the module", "its own teacher"])
+def test_no_update_for_a_step_that_the_grad_scaler_skipped(tmp_path, smooths):
+    if smooths == "the module":
+        model, callback = Network(), WeightSmoothing(STS)
+    else:
+        model, callback = TeachingNetwork(), TeacherUpdate()
+    run = trainer(tmp_path, callback, plugins=[OverflowOnSomeSteps()])
+    run.fit(model)
+    teacher = callback.teacher if smooths == "the module" else model.teacher
+    assert run.global_step == 8  # Lightning counts them all
+    assert teacher.step == len(model.stepped) == 6
+
+
+def test_validation_sees_the_teacher_and_training_goes_on_with_the_student(tmp_path):
+    model, plain, callback = Network(), Network(), WeightSmoothing(STS)
+    initial = weights(model)
+    trainer(tmp_path, callback, max_epochs=2, val_check_interval=4).fit(model)
+    trainer(tmp_path, max_epochs=2, val_check_interval=4).fit(plain)
+    assert all(equal(a, b) for a, b in zip(model.stepped, plain.stepped, strict=True))
+    seen = model.validated[2:]  # two batches are the sanity check, before any step
+    assert equal(model.validated[0], initial)
+    assert len(seen) == 4 * 8
+    for check in range(4):
+        teacher = weights(replay(initial, model.stepped[: 4 * (check + 1)]).module)
+        assert all(equal(batch, teacher) for batch in seen[8 * check : 8 * (check + 1)])
+    assert equal(model.validated_to, model.stepped[-1])  # given back when validation ends
+    assert equal(weights(model), weights(callback.teacher.module))  # after fit: as with EMAWeightAveraging
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
+    whole, callback = Network(), WeightSmoothing(STS, seed=5)
+    trainer(tmp_path, callback, max_epochs=3).fit(whole)
+
+    keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=5, save_top_k=-1)  # in the middle of an epoch
+    trainer(tmp_path, WeightSmoothing(STS, seed=5), keep, max_epochs=1, enable_checkpointing=True).fit(Network())
+    (saved,) = (tmp_path / "kept").glob("*step=5*")
+    resumed, again = Network(), WeightSmoothing(STS, seed=5)
+    trainer(tmp_path, again, max_epochs=3).fit(resumed, ckpt_path=saved, weights_only=True)
+
+    assert len(resumed.stepped) == len(whole.stepped) - 5
+    assert equal(resumed.stepped[-1], whole.stepped[-1])
+    assert again.teacher.fingerprint() == callback.teacher.fingerprint()
+
+
+def test_the_checkpoint_holds_the_teacher_where_evaluation_looks_and_the_student_beside_it(tmp_path):
+    model, callback = Network(), WeightSmoothing(STS, student="student")
+    run = trainer(tmp_path, callback)
+    run.fit(model)
+    run.save_checkpoint(tmp_path / "after.ckpt")  # now the module holds the teacher's weights
+    checkpoint = torch.load(tmp_path / "after.ckpt", weights_only=True)
+    assert equal(checkpoint["state_dict"], {f"student.{n}": v for n, v in weights(callback.teacher.module).items()})
+    assert equal(checkpoint["current_model_state"], model.stepped[-1])
+    loaded = Network()
+    trainer(tmp_path).validate(loaded, ckpt_path=tmp_path / "after.ckpt", verbose=False, weights_only=True)
+    assert equal(weights(loaded), checkpoint["state_dict"])
+
+
+def test_a_checkpoint_of_lightnings_own_averaging_is_taken_over(tmp_path):
+    theirs = EMAWeightAveraging(decay=0.9)
+    run = trainer(
+        tmp_path, theirs, ModelCheckpoint(tmp_path / "kept", every_n_train_steps=8), enable_checkpointing=True
+    )
+    run.fit(Network())
+    (saved,) = (tmp_path / "kept").glob("*.ckpt")
+    checkpoint = torch.load(saved, weights_only=True)
+    model, callback = Network(), WeightSmoothing(temporal_moving_average(1.0))
+    trainer(tmp_path, callback, max_epochs=2).fit(model, ckpt_path=saved, weights_only=True)
+    for name, parameter in callback.teacher.module.named_parameters():
+        assert torch.equal(parameter, checkpoint["state_dict"][name])
+    assert not equal(checkpoint["state_dict"], checkpoint["current_model_state"])
+
+
+def test_after_an_exception_in_validation_the_student_is_back(tmp_path):
+    class Breaks(Network):
+        def validation_step(self, batch, index):
+            if self.stepped:
+                raise RuntimeError("broken")
+
+    model = Breaks()
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, WeightSmoothing(STS)).fit(model)
+    assert equal(weights(model), model.stepped[-1])
+
+
+def test_a_module_with_a_teacher_of_its_own_is_updated_saved_and_resumed(tmp_path):
+    whole = TeachingNetwork()
+    trainer(tmp_path, TeacherUpdate(), max_epochs=2, accumulate_grad_batches=2).fit(whole)
+    assert whole.teacher.step == 8
+
+    first = trainer(tmp_path, TeacherUpdate(), max_epochs=1, accumulate_grad_batches=2)
+    first.fit(TeachingNetwork())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = TeachingNetwork()
+    again = trainer(tmp_path, TeacherUpdate(), max_epochs=2, accumulate_grad_batches=2)
+    again.fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert resumed.teacher.fingerprint() == whole.teacher.fingerprint()
+    assert equal(resumed.stepped[-1], whole.stepped[-1])
+
+
+def test_a_hook_does_not_outlive_its_run(tmp_path):
+    model = TeachingNetwork()
+    run = trainer(tmp_path, TeacherUpdate())
+    run.fit(model)
+    before = model.teacher.fingerprint()
+    run.optimizers[0].step()
+    assert model.teacher.fingerprint() == before
+
+
+def test_a_student_that_no_optimizer_trains_is_refused(tmp_path):
+    class Forgetful(Network):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(1, 1)
+
+    with pytest.raises(UserError, match="no optimizer trains the student"):
+        trainer(tmp_path, WeightSmoothing(STS, student="other")).fit(Forgetful())
+
+
+def test_the_copy_is_exact_before_the_first_step(tmp_path):
+    model, callback = Network(), WeightSmoothing(spatial_temporal_smoothing(0.99, 0.9))
+    initial = copy.deepcopy(weights(model))
+    trainer(tmp_path, callback, max_steps=0).fit(model)
+    assert equal(weights(callback.teacher.module), initial)

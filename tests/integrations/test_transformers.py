@@ -1,0 +1,151 @@
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble import Teacher, UserError, spatial_temporal_smoothing
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from spatial_ensemble.integrations.transformers import TeacherCallback  # noqa: E402
+
+# transformers warns of what it will change one day.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5)
+
+
+class Network(nn.Module):
+    """Keeps the weights that it was evaluated with."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+        self.evaluated: list[dict[str, Tensor]] = []
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if not self.training:
+            self.evaluated.append(weights(self))
+        prediction = self.layers(x)
+        return {"loss": (prediction - labels).square().mean(), "logits": prediction}
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(count: int) -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    return [{"x": torch.rand(4, generator=draw), "labels": torch.rand(1, generator=draw)} for _ in range(count)]
+
+
+def trainer(folder: Path, callback: TeacherCallback, eval_dataset: object = None, **options: object):
+    arguments = transformers.TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=8,
+        learning_rate=0.1,
+        max_grad_norm=0.0,
+        **({"max_steps": 8, "save_strategy": "no"} | options),
+    )
+    made = transformers.Trainer(Network(), arguments, train_dataset=rows(32), eval_dataset=eval_dataset or rows(8))
+    made.stepped = []
+    made.create_optimizer()
+    made.optimizer.register_step_post_hook(lambda *_: made.stepped.append(weights(made.model)))
+    made.add_callback(callback)
+    return made
+
+
+def replay(students: list[dict[str, Tensor]]) -> Teacher:
+    """The teacher that a plain loop gives, stepping on the same students."""
+    module = Network()
+    teacher = Teacher(module, STS)
+    for student in students:
+        module.load_state_dict(student)
+        teacher.update(module)
+    return teacher
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_one_update_for_each_optimizer_step_under_gradient_accumulation(tmp_path, accumulate):
+    callback = TeacherCallback(STS)
+    run = trainer(tmp_path, callback, gradient_accumulation_steps=accumulate)
+    run.train()
+    assert callback.teacher.step == len(run.stepped) == 8
+    assert callback.teacher.fingerprint() == replay(run.stepped).fingerprint()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch_fused"])
+def test_no_update_for_a_step_that_the_grad_scaler_skipped(tmp_path, optimizer):
+    class Overflow(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            if state.global_step in (2, 3):
+                model.layers[0].weight.grad[:] = torch.inf
+
+    callback = TeacherCallback(STS)
+    run = trainer(tmp_path, callback, optim=optimizer)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    run.add_callback(Overflow())
+    run.train()
+    assert run.state.global_step == 8  # the Trainer counts them all
+    assert callback.teacher.step == 6
+    changed = [not equal(a, b) for a, b in itertools.pairwise(run.stepped)]
+    assert sum(changed) == 5  # a fused optimizer is called all the same, and changes nothing
+
+
+def test_evaluations_within_training_see_the_teacher_and_training_goes_on_with_the_student(tmp_path):
+    callback = TeacherCallback(STS)
+    run = trainer(tmp_path, callback, eval_strategy="steps", eval_steps=4, eval_on_start=True)
+    run.train()
+    plain = trainer(tmp_path, transformers.TrainerCallback())
+    plain.train()
+    assert all(equal(a, b) for a, b in zip(run.stepped, plain.stepped, strict=True))
+    assert len(run.model.evaluated) == 3
+    for seen, steps in zip(run.model.evaluated, (0, 4, 8), strict=True):
+        assert equal(seen, weights(replay(run.stepped[:steps]).module))
+    assert equal(weights(run.model), run.stepped[-1])
+    with callback.lent(run.model):
+        run.evaluate()
+    run.evaluate()
+    assert equal(run.model.evaluated[-2], weights(callback.teacher.module))
+    assert equal(run.model.evaluated[-1], run.stepped[-1])
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
+    whole = TeacherCallback(STS, seed=5)
+    uninterrupted = trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=3)
+    uninterrupted.train()
+    again = TeacherCallback(STS, seed=5)
+    resumed = trainer(tmp_path / "whole", again)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert len(resumed.stepped) == 5
+    assert equal(resumed.stepped[-1], uninterrupted.stepped[-1])
+    assert again.teacher.fingerprint() == whole.teacher.fingerprint()
+
+
+def test_resuming_without_the_teachers_file_is_refused(tmp_path):
+    trainer(tmp_path, TeacherCallback(STS), save_strategy="steps", save_steps=4).train()
+    (tmp_path / "checkpoint-4" / "teacher.pt").unlink()
+    with pytest.raises(UserError, match=r"resuming at step 4.*teacher\.pt"):
+        trainer(tmp_path, TeacherCallback(STS)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_several_evaluation_sets_are_refused_rather_than_half_done(tmp_path):
+    sets = {"one": rows(8), "two": rows(8)}
+    with pytest.raises(UserError, match="several evaluation sets"):
+        trainer(tmp_path, TeacherCallback(STS), sets, eval_strategy="steps", eval_steps=4).train()
+
+
+def test_there_is_nothing_to_lend_before_training():
+    with pytest.raises(UserError, match="no teacher yet"):
+        TeacherCallback(STS).lent(Network())
