@@ -324,7 +324,7 @@ NO_IMAGE = "holds no .png, .jpg, .jpeg, .webp"
         (
             {"a/0.png": TEXT, "b/0.png": EMPTY},
             "",
-            "all 2 images are broken; the first: {path}/a/0.png is a broken image",
+            "not one of 2 images can be read; the first: {path}/a/0.png is a broken image",
         ),
         ({"test/a/0.png": picture(0), "test/b/0.png": picture(0)}, "", "{path} has test/ but no train/: images are"),
         (

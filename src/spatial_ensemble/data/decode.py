@@ -1,7 +1,10 @@
-"""One image file -> uint8 pixels."""
+"""Image files -> uint8 pixels."""
 
+import os
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +46,9 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
                 image.draft(None, (2 * size, 2 * size))
             ImageOps.exif_transpose(image, in_place=True)
             pixels = _flatten(image)
-            if size is not None:
+            if size is not None and pixels.size != (size, size):
                 pixels = ImageOps.fit(pixels, (size, size))
-            return np.atleast_3d(np.asarray(pixels))
+            return np.atleast_3d(np.array(pixels))  # a copy: torch warns of Pillow's read-only memory
     except UnidentifiedImageError:
         raise BrokenImageError("it is not a PNG, JPEG or WebP image") from None
     except OSError as error:
@@ -63,6 +66,36 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
         Image.DecompressionBombError,
     ) as error:
         raise BrokenImageError(str(error)) from None
+
+
+def decode_many(
+    files: Sequence[str], size: int | None, threads: int = 1
+) -> Iterator[NDArray[np.uint8] | BrokenImageError]:
+    """The pixels of each file, as `decode` gives them, or why there are none, in the order of the files."""
+
+    def attempt(file: str) -> NDArray[np.uint8] | BrokenImageError:
+        try:
+            return decode(file, size)
+        except BrokenImageError as error:
+            return error
+
+    if threads == 1:
+        yield from map(attempt, files)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        # Not all files at once, so that few decoded images wait to be taken.
+        for start in range(0, len(files), 1024):
+            yield from pool.map(attempt, files[start : start + 1024])
+
+
+def cores() -> int:
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def broken_message(file: str, error: BrokenImageError) -> str:
+    """What to tell the user of a broken image."""
+    return f"{file} is a broken image ({error}): remove it, or leave out what is broken by --skip-broken"
 
 
 def _check_own_size(path: str | Path, width: int, height: int) -> None:

@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatial_ensemble.data.decode import SUFFIXES, BrokenImageError, decode
-from spatial_ensemble.data.images import ImageData, Images, statistics
+from spatial_ensemble.data.decode import SUFFIXES, BrokenImageError, broken_message, cores, decode_many
+from spatial_ensemble.data.images import ImageData, Images, Pixels, statistics
 from spatial_ensemble.data.splits import draw_per_class, without
+from spatial_ensemble.data.streaming import FileImages
 from spatial_ensemble.errors import UserError
 
 TEST_PART = 0.2
+LARGEST_IN_MEMORY = 2 * 2**30  # bytes
+SAMPLE = 2048  # images that stand for all where these stay in their files
 LAYOUT = f"images are expected in train/<class>/ and test/<class>/, or in <class>/, as {', '.join(SUFFIXES)}"
 
 log = logging.getLogger(__name__)
@@ -34,35 +36,48 @@ class Listing:
 
 
 def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: int) -> ImageData:
-    """Read a folder of images into memory; see `load`.
+    """Read a folder of images; see `load`.
 
     The layout is path/train/<class>/ and path/test/<class>/ (or path/val/<class>/ where there is no test/). Without
     those two, a fifth of each class, at least one image, drawn by seed, is held out as the test set. Files are taken
     in the order of their names; hidden ones and those of other endings are left alone.
+
+    Images of more than 2 GiB decoded stay in their files, and are decoded when they are needed. Of them 2,048 training
+    images, evenly spaced, tell whether all are grey, and the mean and deviation. A broken one is an error when it is
+    met; with `skip_broken` all are decoded once, now, to find them.
     """
     train_root, test_root = _layout(path)
     listing = list_images(train_root)
     if len(listing.classes) < 2:
         raise UserError(f"only one class, {listing.classes[0]!r}, in {train_root}: at least two are needed")
-    files, labels = listing.files, listing.labels
+    files, places = listing.files, listing.labels
     if test_root is not None:
-        test_listing = list_images(test_root)
-        if unknown := sorted(set(test_listing.classes) - set(listing.classes)):
+        held_out = list_images(test_root)
+        if unknown := sorted(set(held_out.classes) - set(listing.classes)):
             raise UserError(f"class {unknown[0]!r} of {test_root} is not in {train_root}")
-        place = [listing.classes.index(name) for name in test_listing.classes]
-        files, labels = files + test_listing.files, labels + [place[label] for label in test_listing.labels]
-    images, kept = decode_files(files, image_size, skip_broken)
-    whole = Images(images, torch.tensor(labels)[kept])
-    number_train = int((kept < len(listing.files)).sum())
-    _check_classes(Images(images[:number_train], whole.labels[:number_train]), listing)
-    if test_root is None:
-        train, test = _split(whole, listing, seed)
+        place = [listing.classes.index(name) for name in held_out.classes]
+        files, places = files + held_out.files, places + [place[label] for label in held_out.labels]
+
+    size = image_size or _own_size(files)
+    in_memory = 3 * len(files) * size**2 <= LARGEST_IN_MEMORY
+    if in_memory:
+        images, kept = decode_files(files, image_size, skip_broken)
     else:
-        train = Images(images[:number_train], whole.labels[:number_train])
-        test = Images(images[number_train:], whole.labels[number_train:])
-        if not len(test):
-            raise UserError(f"every image of {test_root} is broken")
-    mean, std = statistics(train.images)
+        gigabytes = 3 * len(files) * size**2 / 2**30
+        log.warning("%d images take %.1f GiB decoded: they are read from their files as needed", len(files), gigabytes)
+        kept = _whole(files, image_size) if skip_broken else torch.arange(len(files))
+    labels = torch.tensor(places)[kept]
+    parts = _parts(labels, kept < len(listing.files), listing, test_root, seed)
+    pixels: Sequence[Pixels]
+    if in_memory:
+        pixels = [images[part] for part in parts]
+        mean, std = statistics(images[parts[0]])
+    else:
+        names = [[files[number] for number in kept[part].tolist()] for part in parts]
+        sample, _ = decode_files(names[0][:: -(-len(names[0]) // SAMPLE)], image_size, skip_broken=False)
+        pixels = [FileImages(some, sample.shape[1], size, resize=image_size is not None) for some in names]
+        mean, std = statistics(sample)
+    train, test = (Images(some, labels[part]) for some, part in zip(pixels, parts, strict=True))
     return ImageData("folder", train, test, listing.classes, mean, std, flip=True, skipped=len(files) - len(kept))
 
 
@@ -128,11 +143,11 @@ def decode_files(files: Sequence[str], image_size: int | None, skip_broken: bool
     kept: list[int] = []
     broken: list[str] = []
     grey = True
-    for number, pixels in enumerate(_decoded(files, image_size)):
+    for number, pixels in enumerate(decode_many(files, image_size, _threads(image_size))):
         if isinstance(pixels, BrokenImageError):
-            broken.append(f"{files[number]} is a broken image ({pixels})")
+            broken.append(broken_message(files[number], pixels))
             if not skip_broken:
-                raise UserError(f"{broken[0]}: remove it, or leave out what is broken by --skip-broken")
+                raise UserError(broken[0])
             continue
         height, width, channels = pixels.shape
         if images is None:
@@ -146,48 +161,58 @@ def decode_files(files: Sequence[str], image_size: int | None, skip_broken: bool
         kept.append(number)
         grey &= channels == 1
     if images is None:
-        raise UserError(f"all {len(files)} images are broken; the first: {broken[0]}")
-    if broken:
-        log.warning("skipped %d of %d images; the first: %s", len(broken), len(files), broken[0])
+        raise UserError(f"not one of {len(files)} images can be read; the first: {broken[0]}")
+    _report(broken, len(files))
     images = images[: len(kept), :1].copy() if grey else images[: len(kept)]
     return torch.from_numpy(images), torch.tensor(kept)
 
 
-def _decoded(files: Sequence[str], image_size: int | None) -> Iterator[NDArray[np.uint8] | BrokenImageError]:
-    """The pixels of each file, or why there are none, in the order of the files."""
-
-    def attempt(file: str) -> NDArray[np.uint8] | BrokenImageError:
-        try:
-            return decode(file, image_size)
-        except BrokenImageError as error:
-            return error
-
-    if image_size is None:
-        # Such small images take mostly Python's time, which threads cannot share: they would only be slower.
-        yield from map(attempt, files)
-        return
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Not all files at once, so that few decoded images wait to be stored.
-        for start in range(0, len(files), 1024):
-            yield from pool.map(attempt, files[start : start + 1024])
+def _whole(files: Sequence[str], image_size: int | None) -> Tensor:
+    """Which files are not broken; each is decoded to know."""
+    log.warning("looking for broken ones among them: this takes as long as reading them all once")
+    kept: list[int] = []
+    broken: list[str] = []
+    for number, pixels in enumerate(decode_many(files, image_size, _threads(image_size))):
+        if isinstance(pixels, BrokenImageError):
+            broken.append(broken_message(files[number], pixels))
+        else:
+            kept.append(number)
+    _report(broken, len(files))
+    return torch.tensor(kept, dtype=torch.int64)
 
 
-def _check_classes(train: Images, listing: Listing) -> None:
-    counts = torch.bincount(train.labels, minlength=len(listing.classes))
-    if not counts.all():
-        name = listing.classes[int(counts.argmin())]
+def _report(broken: Sequence[str], number: int) -> None:
+    if broken:
+        log.warning("skipped %d of %d images; the first: %s", len(broken), number, broken[0].split(": remove")[0])
+
+
+def _threads(image_size: int | None) -> int:
+    # Images small enough to need no image_size take mostly Python's own time, which threads cannot share.
+    return 1 if image_size is None else cores()
+
+
+def _own_size(files: Sequence[str]) -> int:
+    """The side of the first image that can be read."""
+    sizes = (pixels.shape[0] for pixels in decode_many(files, None) if not isinstance(pixels, BrokenImageError))
+    return next(sizes, 1)
+
+
+def _parts(
+    labels: Tensor, in_train: Tensor, listing: Listing, test_root: Path | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The indices of the training and of the test images; `in_train`, bool [N]: which lie in the training folder."""
+    counts = torch.bincount(labels[in_train], minlength=len(listing.classes)).tolist()
+    name = listing.classes[counts.index(min(counts))]
+    if min(counts) == 0:
         raise UserError(f"class {name!r} has no image: all of {listing.root / name} are broken")
-
-
-def _split(whole: Images, listing: Listing, seed: int) -> tuple[Images, Images]:
-    """Training and test images: a fifth of each class, at least one image, is held out."""
-    counts = torch.bincount(whole.labels, minlength=len(listing.classes)).tolist()
-    if min(counts) < 2:
-        name = listing.classes[counts.index(min(counts))]
+    if test_root is not None:
+        if in_train.all():
+            raise UserError(f"every image of {test_root} is broken")
+        return torch.nonzero(in_train).flatten(), torch.nonzero(~in_train).flatten()
+    if min(counts) == 1:
         raise UserError(
             f"class {name!r} has only one image in {listing.root / name}: a training and a test image are needed "
             "(or give train/ and test/)"
         )
-    test = draw_per_class(whole.labels, [max(1, round(TEST_PART * count)) for count in counts], seed, "test split")
-    train = without(len(whole), test)
-    return tuple(Images(whole.images[part], whole.labels[part]) for part in (train, test))  # type: ignore[return-value]
+    test = draw_per_class(labels, [max(1, round(TEST_PART * count)) for count in counts], seed, "test split")
+    return without(len(labels), test), test

@@ -2,16 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
+class Pixels(Protocol):
+    """What a uint8 tensor [N, C, H, W] and images that stay in their files have in common."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Images:
-    """Images, uint8 [N, C, H, W] with H == W, and their classes, int64 [N] (-1: not known)."""
+    """Square images, uint8 [N, C, S, S], in memory or in their files, and their classes, int64 [N] (-1: not known)."""
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
 
     def __len__(self) -> int:

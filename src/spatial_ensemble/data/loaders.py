@@ -1,12 +1,16 @@
 """Batches as a pure function of (seed, step)."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.data.decode import cores
 from spatial_ensemble.data.images import Images, channel_tensor, normalise
+from spatial_ensemble.data.streaming import FileImages, Stream
 from spatial_ensemble.data.views import View
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.smoothing.draw import generator
@@ -40,8 +44,35 @@ class Order:
         return self._latest[1]
 
 
+@dataclass(frozen=True)
+class Picks:
+    """Which images a rank sees at a step: its rows of the global batch."""
+
+    labelled: Order
+    unlabelled: Order
+    sizes: tuple[int, int]
+    rank: int
+    world_size: int
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """The labelled and the unlabelled ones, int64 [sizes / world_size]."""
+        labelled, unlabelled = (
+            self.own(order.batch(step, size))
+            for order, size in zip((self.labelled, self.unlabelled), self.sizes, strict=True)
+        )
+        return labelled, unlabelled
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's rows."""
+        each = len(whole) // self.world_size
+        return whole[self.rank * each : (self.rank + 1) * each]
+
+
 class Batches:
-    """The batch of any step, a pure function of (seed, step), from images that lie on the device.
+    """The batch of any step, a pure function of (seed, step).
+
+    Images in memory are put on the device once. Those that stay in their files are decoded ahead by worker processes,
+    as long as the steps are asked for in order; any other step is right too, but has to be waited for.
 
     Labelled and unlabelled images are each shown in permutations, one an epoch; the labelled ones are among the
     unlabelled too. Neither the steps asked for before nor the number of ranks changes a batch: each rank takes its
@@ -58,6 +89,7 @@ class Batches:
         seed: of the order and of the augmentation.
         device: where the images lie, are augmented and are returned.
         rank, world_size: this process, and how many share the batch.
+        workers: processes that decode images from their files; None: the cores, shared by the ranks.
 
     Raises:
         UserError: no image to show, or a batch size that is not a positive multiple of `world_size`.
@@ -86,6 +118,7 @@ class Batches:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        workers: int | None = None,
     ) -> None:
         for size in (batch_size, unlabelled_batch_size):
             if size <= 0 or size % world_size:
@@ -93,23 +126,37 @@ class Batches:
         if labelled_views and not len(labelled):
             raise UserError("no labelled image to train on: this method needs labels")
         self.labelled_views, self.unlabelled_views = tuple(labelled_views), tuple(unlabelled_views)
-        self.batch_size = batch_size if labelled_views else 0
-        self.unlabelled_batch_size = unlabelled_batch_size if unlabelled_views else 0
-        self.seed, self.device, self.rank, self.world_size = seed, torch.device(device), rank, world_size
-        self.images, self.labels = data.images.to(self.device), data.labels.to(self.device)
+        self.seed, self.device, self.world_size = seed, torch.device(device), world_size
+        self.labels = data.labels.to(self.device)
         self.mean, self.std = channel_tensor(mean, self.device), channel_tensor(std, self.device)
-        self._labelled = Order(labelled.cpu(), seed, "labelled")
-        self._unlabelled = Order(torch.arange(len(data)), seed, "unlabelled")
+        self._picks = Picks(
+            Order(labelled.cpu(), seed, "labelled"),
+            Order(torch.arange(len(data)), seed, "unlabelled"),
+            (batch_size if labelled_views else 0, unlabelled_batch_size if unlabelled_views else 0),
+            rank,
+            world_size,
+        )
+        self._images: Tensor | Stream
+        if isinstance(data.images, FileImages):
+            on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # as torchrun says
+            each = max(1, cores() // on_this_machine) if workers is None else workers
+            self._images = Stream(data.images, self._picks, each, pin=self.device.type == "cuda")
+        else:
+            assert isinstance(data.images, Tensor)
+            self._images = data.images.to(self.device)
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step, counted from 0: float32 views [B / world_size, C, H, W] on the device."""
-        labelled = self._to_device(self._own(self._labelled.batch(step, self.batch_size)))
-        unlabelled = self._to_device(self._own(self._unlabelled.batch(step, self.unlabelled_batch_size)))
+        picks = [self._to_device(index) for index in self._picks(step)]
+        if isinstance(self._images, Stream):
+            labelled, unlabelled = (images.to(self.device, non_blocking=True) for images in self._images(step))
+        else:
+            labelled, unlabelled = (self._images[index] for index in picks)
         return Batch(
             step,
-            self._show(self.images[labelled], self.labelled_views, step, "labelled view"),
-            self.labels[labelled],
-            self._show(self.images[unlabelled], self.unlabelled_views, step, "unlabelled view"),
+            self._show(labelled, self.labelled_views, step, "labelled view"),
+            self.labels[picks[0]],
+            self._show(unlabelled, self.unlabelled_views, step, "unlabelled view"),
         )
 
     def _show(self, images: Tensor, views: Sequence[View], step: int, what: str) -> tuple[Tensor, ...]:
@@ -118,13 +165,8 @@ class Batches:
         for number, view in enumerate(views):
             # Drawn for the images of all ranks, so that an image is augmented alike however many ranks there are.
             draws = view.draw(len(images) * self.world_size, generator(self.seed, what, number, step))
-            shown.append(normalise(view.apply(images, self._own(draws)), self.mean, self.std))
+            shown.append(normalise(view.apply(images, self._picks.own(draws)), self.mean, self.std))
         return tuple(shown)
-
-    def _own(self, whole: Tensor) -> Tensor:
-        """This rank's rows."""
-        each = len(whole) // self.world_size
-        return whole[self.rank * each : (self.rank + 1) * each]
 
     def _to_device(self, index: Tensor) -> Tensor:
         # From pinned memory the copy does not make the host wait for the device.

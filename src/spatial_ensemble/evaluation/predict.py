@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spatial_ensemble.data.images import normalise
+from spatial_ensemble.data.images import Pixels, normalise
 
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float], *, batch_size: int = 500
+    network: nn.Module, images: Pixels, mean: Sequence[float], std: Sequence[float], *, batch_size: int = 500
 ) -> Tensor:
     """A network's outputs in eval mode; its mode is as before afterwards.
 
@@ -33,7 +33,7 @@ def predict(
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        chunks = torch.split(images, batch_size)
+        chunks = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
         return torch.cat([network(normalise(chunk.to(device), shift, scale)).float() for chunk in chunks])
     finally:
         for module, training in modes:
