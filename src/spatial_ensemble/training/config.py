@@ -106,8 +106,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """One flat dictionary: the method's own options stand beside the others, as they do on the command line."""
-        flat = asdict(self)
-        return flat | flat.pop("options")
+        flat: dict[str, Any] = asdict(self)
+        options: dict[str, Any] = flat.pop("options")
+        return flat | options
 
     @classmethod
     def from_dict(cls, flat: dict[str, Any]) -> "Config":

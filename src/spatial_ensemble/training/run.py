@@ -1,4 +1,4 @@
-"""The training loop. Every draw is a function of the step, so a run goes on from any step as if it had never stopped."""
+"""The training loop. Every draw is a function of the step, so a run resumes at any step as if it had never stopped."""
 
 import math
 import os

@@ -1,0 +1,84 @@
+"""Optimizers and learning rates."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
+
+CONFIG = Config("fixmatch", "digits", steps=1600, lr=0.03, weight_decay=0.1)
+
+
+def test_fixmatch_learning_rate_is_the_published_one():
+    config = replace(CONFIG, lr_schedule="fixmatch")
+    for step in (0, 1, 800, 1599):
+        assert learning_rate(config, step) == pytest.approx(0.03 * math.cos(7 * math.pi * step / (16 * 1600)))
+
+
+def test_cosine_equals_torchs_after_a_straight_warm_up():
+    config = replace(CONFIG, steps=30, warmup_steps=10, lr_schedule="cosine")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    assert [learning_rate(config, step) for step in range(10)] == pytest.approx([0.003 * (k + 1) for k in range(10)])
+    for step in range(10, 30):
+        assert learning_rate(config, step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "larc", "adamw"])
+def test_biases_and_norms_have_no_weight_decay(name):
+    """With gradients of zero, decay is all that moves a weight."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    before = {key: value.clone() for key, value in module.named_parameters()}
+    optimizer = build_optimizer(module, replace(CONFIG, optimizer=name))
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-12)
+    optimizer.step()
+    moved = {key for key, value in module.named_parameters() if not torch.allclose(value, before[key], atol=1e-9)}
+    if name == "adamw":  # its step does not shrink with the gradient: compare with the optimizer that has no decay
+        twin = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        twin.load_state_dict(before, strict=False)
+        for parameter in twin.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-12)
+        build_optimizer(twin, replace(CONFIG, optimizer=name, weight_decay=0.0)).step()
+        after = dict(twin.named_parameters())
+        moved = {key for key, value in module.named_parameters() if not torch.equal(value, after[key])}
+    assert moved == {"0.weight"}
+
+
+def test_lars_scales_the_step_by_the_trust_ratio():
+    """One step of LARS from the paper's formula: lr * eta * |w| / (|g| + wd |w|) * (g + wd w)."""
+    module = nn.Linear(4, 4, bias=False)
+    weight, gradient = module.weight.detach().clone(), torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    module.weight.grad = gradient.clone()
+    build_optimizer(module, replace(CONFIG, optimizer="lars", lr=0.5)).step()
+    trust = 0.001 * weight.norm() / (gradient.norm() + 0.1 * weight.norm())
+    torch.testing.assert_close(module.weight.detach(), weight - 0.5 * trust * (gradient + 0.1 * weight))
+
+
+def test_larc_never_steps_further_than_sgd():
+    module, twin = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    twin.load_state_dict(module.state_dict())
+    for network in (module, twin):  # so small a gradient that the trust ratio is far above the learning rate
+        network.weight.grad = torch.full((4, 4), 1e-6)
+    config = replace(CONFIG, weight_decay=1e-9, lr=1e-3)
+    build_optimizer(module, replace(config, optimizer="larc")).step()
+    torch.optim.SGD(twin.parameters(), lr=1e-3).step()
+    torch.testing.assert_close(module.weight, twin.weight, rtol=0, atol=1e-12)
+
+
+def test_frozen_parameters_are_left_out():
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    assert [len(group["params"]) for group in build_optimizer(module, CONFIG).param_groups] == [1]
+
+
+def test_set_learning_rate_reaches_every_group():
+    optimizer = build_optimizer(nn.Linear(2, 2), CONFIG)
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]

@@ -1,0 +1,195 @@
+"""The loop: what it writes, that it resumes to the bit, and that it refuses what it cannot do."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+
+from spatial_ensemble import UserError
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.config import Config, read_yaml
+from spatial_ensemble.training.recipes import fixmatch_digits
+from spatial_ensemble.training.run import train
+
+SHORT = replace(fixmatch_digits(), steps=30, batch_size=10, eval_every=10, options={"unlabelled_ratio": 1})
+
+
+class Killed(BaseException):
+    """As SIGKILL leaves no time to tidy up, so nothing may catch this."""
+
+
+def kill_at(step):
+    def on_step(done):
+        if done == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight") / "run"
+    return train(SHORT, out, progress=False)
+
+
+def assert_equal(first, second, where="checkpoint"):
+    """Equal in every tensor, number and name, to the bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert list(first) == list(second), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), where
+        for index, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_equal(a, b, f"{where}[{index}]")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def without_time(path):
+    content = checkpoint.load(path)
+    del content["seconds"]
+    return content
+
+
+def test_a_run_writes_its_configuration_log_and_checkpoint(straight):
+    out = straight.checkpoint.parent
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "last.ckpt", "log.csv", "tensorboard"]
+    assert Config.from_dict(read_yaml(out / "config.yaml")) == replace(SHORT, network="small")
+    rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["10", "20", "30"]
+    assert [float(row["teacher_accuracy"]) for row in rows] == [row["teacher_accuracy"] for row in straight.history]
+    assert straight.teacher_accuracy == straight.history[-1]["teacher_accuracy"]
+    assert straight.history[-1]["loss"] < straight.history[0]["loss"]
+    content = checkpoint.load(straight.checkpoint)
+    assert content["step"] == content["teacher"]["_extra_state"]["step"] == 30
+    assert content["data"]["classes"] == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize("killed_at, checkpoint_every", [(17, 17), (20, 7), (3, 5)])
+def test_killed_and_resumed_is_uninterrupted_to_the_bit(straight, tmp_path, killed_at, checkpoint_every):
+    out = tmp_path / "run"
+    config = replace(SHORT, checkpoint_every=checkpoint_every)
+    with pytest.raises(Killed):
+        train(config, out, progress=False, on_step=kill_at(killed_at))
+    torch.manual_seed(0)  # whatever state the new process has
+    result = train(config, out, resume=True, progress=False)
+    assert result.steps_done == 30 - killed_at // checkpoint_every * checkpoint_every
+    first, second = without_time(straight.checkpoint), without_time(result.checkpoint)
+    assert first["config"].pop("checkpoint_every") != second["config"].pop("checkpoint_every")
+    assert_equal(first, second)
+    assert (out / "log.csv").read_bytes() == (straight.checkpoint.parent / "log.csv").read_bytes()
+    assert result.history == straight.history
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(straight, tmp_path):
+    torch.manual_seed(5)
+    again = train(SHORT, tmp_path / "again", progress=False)
+    assert_equal(without_time(straight.checkpoint), without_time(again.checkpoint))
+    other = checkpoint.load(train(replace(SHORT, steps=1, seed=1), tmp_path / "other", progress=False).checkpoint)
+    same = checkpoint.load(train(replace(SHORT, steps=1), tmp_path / "same", progress=False).checkpoint)
+    weights = [name for name, value in same["method"].items() if value.ndim > 1]
+    assert weights
+    assert all(not torch.equal(same["method"][name], other["method"][name]) for name in weights)
+
+
+def test_smoothings_of_one_seed_differ_in_the_teacher_alone(tmp_path):
+    """With the student labelling, and so no way from the teacher back, the students are equal to the bit."""
+    config = replace(SHORT, steps=5, options={"unlabelled_ratio": 1, "labels_from": "student"})
+    paths = [
+        train(replace(config, smoothing=name), tmp_path / name, progress=False).checkpoint for name in ("sts", "tma")
+    ]
+    sts, tma = (checkpoint.load(path) for path in paths)
+    assert_equal(sts["method"], tma["method"])
+    assert any(
+        not torch.equal(value, tma["teacher"][name]) for name, value in sts["teacher"].items() if "weight" in name
+    )
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    before = torch.random.get_rng_state()
+    train(replace(SHORT, steps=1), tmp_path / "run", progress=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_finished_run_is_left_as_it_is(straight):
+    before = {path: path.read_bytes() for path in straight.checkpoint.parent.iterdir() if path.is_file()}
+    result = train(SHORT, straight.checkpoint.parent, resume=True, progress=False)
+    assert result.steps_done == 0
+    assert result.history == straight.history
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_more_steps_need_a_schedule_that_was_not_laid_over_the_whole_run(straight, tmp_path):
+    with pytest.raises(UserError, match="has --steps 30, not 40: its schedule was laid over 30 steps"):
+        train(replace(SHORT, steps=40), straight.checkpoint.parent, resume=True, progress=False)
+    constant = replace(SHORT, lr_schedule="constant", steps=4, eval_every=2)
+    train(constant, tmp_path / "run", progress=False)
+    longer = train(replace(constant, steps=6), tmp_path / "run", resume=True, progress=False)
+    whole = train(replace(constant, steps=6), tmp_path / "whole", progress=False)
+    assert longer.steps_done == 2
+    assert_equal(without_time(longer.checkpoint), without_time(whole.checkpoint))
+    with pytest.raises(UserError, match="has trained 6 steps already"):
+        train(replace(constant, steps=5), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_run_is_resumed_as_it_was_configured(straight):
+    for change, message in (
+        ({"lr": 0.1}, r"has --lr 0.03, not 0.1"),
+        ({"options": {"unlabelled_ratio": 2}}, "has --unlabelled-ratio 1, not 2"),
+        ({"image_size": 16}, "has --image-size None, not 16"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(replace(SHORT, **change), straight.checkpoint.parent, resume=True, progress=False)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to(straight):
+    out = straight.checkpoint.parent
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="already holds a run"):
+        train(SHORT, out, progress=False)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(UserError, match="there is no run in"):
+        train(SHORT, tmp_path, resume=True, progress=False)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(straight, tmp_path):
+    with pytest.raises(Killed):
+        train(SHORT, tmp_path / "run", progress=False, on_step=kill_at(2))
+    result = train(SHORT, tmp_path / "run", resume=True, progress=False)
+    assert_equal(without_time(straight.checkpoint), without_time(result.checkpoint))
+
+
+def test_what_cannot_be_trained_leaves_no_trace(tmp_path):
+    for change, message in (
+        ({"labels": 25}, "25 labels cannot be shared out evenly"),
+        ({"method": "nothing"}, "'nothing' is not known"),
+        ({"network": "nothing"}, "'nothing' is not known"),
+        ({"data": "nothing"}, "unknown data set 'nothing'"),
+        ({"options": {"treshold": 0.5}}, "fixmatch has no option 'treshold'"),
+        ({"options": {"threshold": 1.5}}, "threshold 1.5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(replace(SHORT, **change), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match="the loss is not finite between steps 0 and 10: lower --lr"):
+        train(replace(SHORT, lr=1e30), tmp_path / "run", progress=False)
+
+
+def test_bfloat16_trains_with_weights_in_float32(tmp_path):
+    config = replace(SHORT, steps=2, precision="bf16-mixed")
+    content = checkpoint.load(train(config, tmp_path / "run", progress=False).checkpoint)
+    floats = [
+        value for value in content["teacher"].values() if isinstance(value, torch.Tensor) and value.is_floating_point()
+    ]
+    assert {value.dtype for value in floats} == {torch.float32}
