@@ -5,40 +5,44 @@ on its own row alone. Choices are made on the CPU, where the numbers are drawn, 
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data import ops_color, ops_geometry
+from spatial_ensemble.data import ops_color as color
+from spatial_ensemble.data import ops_geometry as geometry
 from spatial_ensemble.data.ops_common import check_images
 
-WEAK_DRAWS = 3
-ROUND_DRAWS = 4
 ROUNDS = 2
-CUTOUT_DRAWS = 3
-STRONG_DRAWS = WEAK_DRAWS + ROUNDS * ROUND_DRAWS + CUTOUT_DRAWS
+WEAK_DRAWS = 3
+STRONG_DRAWS = WEAK_DRAWS + ROUNDS * 2 + 3
 
-# An operation of the pool takes the images, a level (int64 [B] in 1 ... 9) and a sign (-1 or 1, int64 [B]).
-Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# Names, ranges and levels as in google-research/fixmatch and kekmodel/FixMatch-pytorch, RandAugmentMC(2, 10). Where
-# they differ (the four enhancers, posterize, translations), as the paper's Table 12 has it, and kekmodel with it.
-POOL: dict[str, Operation] = {
-    "AutoContrast": lambda images, level, sign: ops_color.autocontrast(images),
-    "Brightness": lambda images, level, sign: ops_color.brightness(images, _enhance(level)),
-    "Color": lambda images, level, sign: ops_color.color(images, _enhance(level)),
-    "Contrast": lambda images, level, sign: ops_color.contrast(images, _enhance(level)),
-    "Equalize": lambda images, level, sign: ops_color.equalize(images),
-    "Identity": lambda images, level, sign: images,
-    "Posterize": lambda images, level, sign: ops_color.posterize(images, 4 + level * 4 // 10),
-    "Rotate": lambda images, level, sign: ops_geometry.rotate(images, sign * level * 3),
-    "Sharpness": lambda images, level, sign: ops_color.sharpness(images, _enhance(level)),
-    "ShearX": lambda images, level, sign: ops_geometry.shear_x(images, sign * _tenth(level, 0.3)),
-    "ShearY": lambda images, level, sign: ops_geometry.shear_y(images, sign * _tenth(level, 0.3)),
-    "Solarize": lambda images, level, sign: ops_color.solarize(images, 256 - level * 256 // 10),
-    "TranslateX": lambda images, level, sign: ops_geometry.translate_x(images, sign * _shift(level, images.shape[3])),
-    "TranslateY": lambda images, level, sign: ops_geometry.translate_y(images, sign * _shift(level, images.shape[2])),
+# Names, ranges and levels as in google-research/fixmatch and kekmodel/FixMatch-pytorch, RandAugmentMC: an operation has
+# level 1 ... 9 of 10 and a sign by chance. Where they differ (the four enhancers, posterize, translations), as the
+# paper's Table 12 has it, and kekmodel with it.
+LEVELS = torch.tensor([*range(-9, 0), *range(1, 10)], dtype=torch.float64)
+# level [L] and height and width of the images -> coefficients [L, 6]
+GEOMETRY: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "Rotate": lambda level, height, width: geometry.rotation(3 * level, height, width),
+    "ShearX": lambda level, height, width: geometry.unit_but(1, level * 0.3 / 10),
+    "ShearY": lambda level, height, width: geometry.unit_but(3, level * 0.3 / 10),
+    "TranslateX": lambda level, height, width: geometry.unit_but(2, torch.trunc(level * 0.3 / 10 * width)),
+    "TranslateY": lambda level, height, width: geometry.unit_but(5, torch.trunc(level * 0.3 / 10 * height)),
 }
+# the operation on images [B, C, H, W] and amounts [B], and level [L] -> amount [L]
+COLOR: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "AutoContrast": (lambda images, amount: color.autocontrast(images), torch.abs),
+    "Brightness": (color.brightness, lambda level: level.abs() * 0.9 / 10 + 0.05),
+    "Color": (color.color, lambda level: level.abs() * 0.9 / 10 + 0.05),
+    "Contrast": (color.contrast, lambda level: level.abs() * 0.9 / 10 + 0.05),
+    "Equalize": (lambda images, amount: color.equalize(images), torch.abs),
+    "Posterize": (color.posterize, lambda level: torch.floor(level.abs() * 4 / 10) + 4),
+    "Sharpness": (color.sharpness, lambda level: level.abs() * 0.9 / 10 + 0.05),
+    "Solarize": (color.solarize, lambda level: 256 - torch.floor(level.abs() * 256 / 10)),
+    "Identity": (lambda images, amount: images, torch.abs),
+}
+POOL = (*GEOMETRY, *COLOR)
 
 
 def weak(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
@@ -57,14 +61,12 @@ def weak(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
     check_images(images)
     size = images.shape[3]
     pad = size // 8
-    top, left = _integers(uniforms[:, 1:3], 2 * pad + 1).unbind(1)
-    return ops_geometry.crop(
-        ops_geometry.reflect_pad(images, pad), top, left, size, uniforms[:, 0] < 0.5 if flip else None
-    )
+    mirror, top, left = _choices(uniforms, [2, 2 * pad + 1, 2 * pad + 1])
+    return geometry.padded_crop(images, top, left, pad=pad, flip=mirror == 1 if flip else None)
 
 
 def strong(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
-    """The weak augmentation, then two operations of the pool, then Cutout.
+    """The weak augmentation, then twice one of 14 operations with probability 1/2, then Cutout of up to half the side.
 
     Args:
         images: uint8 [B, C, S, S].
@@ -76,48 +78,42 @@ def strong(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
 
     Source: FixMatch (arXiv 2001.07685), section 2.3 and Table 12.
     """
-    first, *rounds, last = torch.split(uniforms, [WEAK_DRAWS, *[ROUND_DRAWS] * ROUNDS, CUTOUT_DRAWS], dim=1)
-    images = weak(images, first, flip=flip)
-    for draws in rounds:
-        images = _one_of_pool(images, draws)
     size = images.shape[3]
-    side = _integers(last[:, 0], size // 2 + 1)
-    row, column = (_integers(last[:, place], size) - side // 2 for place in (1, 2))
-    return ops_geometry.cutout(images, row, column, side)
+    images = weak(images, uniforms[:, :WEAK_DRAWS], flip=flip)
+    sides = [size // 2 + 1, size, size]
+    *rounds, side, row, column = _choices(uniforms[:, WEAK_DRAWS:], [2 * len(POOL), len(LEVELS)] * ROUNDS + sides)
+    for which, level in zip(rounds[::2], rounds[1::2], strict=True):
+        images = _one_each(images, which, level)
+    return geometry.cutout(images, row - side // 2, column - side // 2, side)
 
 
-def _one_of_pool(images: Tensor, uniforms: Tensor) -> Tensor:
-    """With probability 1/2 one operation of the pool; uniforms [B, 4]: whether, which, how much, which way."""
-    names = list(POOL)
-    which = torch.where(uniforms[:, 0] < 0.5, _integers(uniforms[:, 1], len(names)), names.index("Identity"))
-    level = 1 + _integers(uniforms[:, 2], 9)
-    sign = torch.where(uniforms[:, 3] < 0.5, -1, 1)
+def _one_each(images: Tensor, which: Tensor, level: Tensor) -> Tensor:
+    """Do the operation POOL[which] at LEVELS[level] to each image, and nothing where `which` lies beyond the pool."""
     # Sorted by operation, the images of one operation are neighbours, and their number is known without asking a GPU.
     order = which.argsort()
-    sizes = torch.bincount(which, minlength=len(names)).tolist()
-    groups = zip(*(values[order].split(sizes) for values in (level, sign)), strict=True)
-    chunks = images.index_select(0, order.to(images.device, non_blocking=True)).split(sizes)
-    done = [
-        POOL[name](chunk, level, sign) if len(chunk) else chunk
-        for name, chunk, (level, sign) in zip(names, chunks, groups, strict=True)
-    ]
+    which, level = which[order].clamp_(max=len(POOL) - 1), level[order]
+    sizes = torch.bincount(which, minlength=len(POOL)).tolist()
+    moved, colored = sum(sizes[: len(GEOMETRY)]), sizes[len(GEOMETRY) :]
+    first, *rest = torch.split(images.index_select(0, order.to(images.device, non_blocking=True)), [moved, *colored])
+    done = [geometry.affine_fixed(first, _matrices(*images.shape[2:])[which[:moved], level[:moved]])]
+    amounts = torch.split(_amounts()[which[moved:] - len(GEOMETRY), level[moved:]], colored)
+    for (operation, _), chunk, amount in zip(COLOR.values(), rest, amounts, strict=True):
+        done.append(operation(chunk, amount) if len(chunk) else chunk)
     return torch.cat(done).index_select(0, order.argsort().to(images.device, non_blocking=True))
 
 
-def _integers(uniforms: Tensor, count: int) -> Tensor:
-    """Uniform integers 0 ... count - 1 from uniform numbers in [0, 1)."""
-    return (uniforms * count).long()
+@cache
+def _matrices(height: int, width: int) -> Tensor:
+    """Coefficients in fixed point of every geometric operation at every level: int32 [5, L, 6]."""
+    return geometry.fixed_point(torch.stack([matrix(LEVELS, height, width) for matrix in GEOMETRY.values()]))
 
 
-def _tenth(level: Tensor, maximum: float) -> Tensor:
-    return level.double() * maximum / 10
+@cache
+def _amounts() -> Tensor:
+    """How much, for every other operation at every level: float64 [9, L]."""
+    return torch.stack([amount(LEVELS) for _, amount in COLOR.values()])
 
 
-def _enhance(level: Tensor) -> Tensor:
-    """0.14 ... 0.86, of the paper's 0.05 ... 0.95."""
-    return _tenth(level, 0.9) + 0.05
-
-
-def _shift(level: Tensor, size: int) -> Tensor:
-    """Whole pixels, up to 0.27 of the side."""
-    return (_tenth(level, 0.3) * size).long()
+def _choices(uniforms: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
+    """Column k of uniform numbers in [0, 1) [B, K] as uniform integers 0 ... counts[k] - 1: K tensors int64 [B]."""
+    return (uniforms * torch.tensor(counts)).long().unbind(1)

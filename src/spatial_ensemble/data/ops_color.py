@@ -104,7 +104,8 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
         uint8 [B, C, H, W], equal to `PIL.ImageOps.solarize`.
     """
     check_images(images)
-    return torch.where(images < per_image(threshold, images, torch.int16), images, ~images)
+    below = (images.to(torch.int16) - per_image(threshold, images, torch.int16)) >> 15  # the sign: -1 below, else 0
+    return images ^ (~below).to(torch.uint8)  # many times faster than torch.where
 
 
 def autocontrast(images: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def autocontrast(images: Tensor) -> Tensor:
     """
     check_images(images)
     low, high = images.amin((2, 3), keepdim=True).double(), images.amax((2, 3), keepdim=True).double()
-    scale = 255 / (high - low).clamp(min=1)
+    scale = high.new_full((), 255).div((high - low).clamp(min=1))  # 255 / tensor multiplies by a rounded reciprocal
     stretched = to_uint8(images * scale - low * scale)
     return torch.where(high > low, stretched, images)
 
