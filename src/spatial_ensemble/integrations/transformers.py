@@ -69,6 +69,11 @@ class TeacherCallback(TrainerCallback):
         if args.eval_on_start:
             self._loan = self.lent(kwargs["model"])
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._take_back()  # should another callback have called the evaluation off
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_evaluate:
             self._loan = self.lent(kwargs["model"])
