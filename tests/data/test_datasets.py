@@ -8,6 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from spatial_ensemble.data import datasets as datasets_module
 from spatial_ensemble.data.datasets import NAMES, load
 from spatial_ensemble.data.images import channel_tensor, normalise, statistics
 from spatial_ensemble.errors import UserError
@@ -169,11 +170,23 @@ def test_a_wrong_name_or_path_is_one_clear_error(arguments, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("size", [0, -8])
+@pytest.mark.parametrize("size", [0, -8, 1025])
 @pytest.mark.parametrize("name", ["digits", "cifar10", "folder"])
 def test_an_impossible_image_size_is_one_clear_error(name, size):
-    with pytest.raises(UserError, match=f"^--image-size {size}: must be at least 1 pixel$"):
+    with pytest.raises(UserError, match=f"^--image-size {size}: must be 1 to 1024 pixels$"):
         load(name, image_size=size)
+
+
+def test_images_that_would_not_fit_into_memory_are_one_clear_error(monkeypatch):
+    monkeypatch.setattr(datasets_module, "LARGEST_RESIZED", 1797 * 16**2 - 1)
+    with pytest.raises(UserError, match=r"^--image-size 16: 1797 images take 0 GiB"):
+        load("digits", image_size=16)
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"^no such path: {tmp_path}/photos$"):
+        load("folder", "~/photos")
 
 
 def test_a_file_where_a_published_set_should_be(tmp_path):

@@ -170,8 +170,9 @@ def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("size", [None, 16])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_stand_upright_whatever_their_exif_orientation(tmp_path, kind, orientation):
+def test_images_stand_upright_whatever_their_exif_orientation(tmp_path, kind, orientation, size):
     upright = Image.new("L", (16, 16))
     upright.paste(255, (0, 0, 8, 8))
     upright.paste(128, (8, 0, 16, 8))
@@ -190,7 +191,7 @@ def test_images_stand_upright_whatever_their_exif_orientation(tmp_path, kind, or
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
-    result = decoded(encoded(stored, kind, exif=exif, **options), tmp_path)[..., 0]
+    result = decoded(encoded(stored, kind, exif=exif, **options), tmp_path, size)[..., 0]
     assert np.abs(result.astype(int) - np.asarray(upright)).max() < 8
 
 

@@ -19,6 +19,8 @@ __all__ = ["NAMES", "ImageData", "Images", "load"]
 
 log = logging.getLogger(__name__)
 
+LARGEST_SIZE = 1024
+LARGEST_RESIZED = 8 * 2**30  # bytes
 NAMES = ("digits", "cifar10", "cifar100", "svhn", "stl10", "folder")
 
 
@@ -33,10 +35,11 @@ def load(
         image_size: side in pixels that images are brought to (short side resized, then the centre cropped);
             None keeps their own, which must then be one square of at most 96 pixels.
         skip_broken: leave out broken images of a folder, and count them, where otherwise the first one is an error.
-        seed: of the split of a folder that has no test/. The split of every other set is fixed.
+        seed: of the split of a folder that has no test/, which is to be the same in training and evaluation. The split
+            of every other set is fixed.
 
     Returns:
-        The training and test images, uint8, in memory.
+        The training and test images, uint8: in memory, or, if a folder's would take more than 2 GiB, in their files.
 
     Raises:
         UserError: an unknown name, or anything amiss in the data.
@@ -49,8 +52,8 @@ def load(
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
         hint = f": did you mean {near[0]!r}?" if near else ""
         raise UserError(f"unknown data set {name!r} (known: {', '.join(NAMES)}){hint}")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size {image_size}: must be at least 1 pixel")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIZE:
+        raise UserError(f"--image-size {image_size}: must be 1 to {LARGEST_SIZE} pixels")
     if name == "digits":
         if path is not None:
             raise UserError(f"digits is built in and takes no path, but --path {path} was given: use --data folder?")
@@ -60,8 +63,10 @@ def load(
             raise UserError("--data folder needs --path, the folder that holds train/<class>/ or <class>/")
         from spatial_ensemble.data.folder import load_folder
 
-        return load_folder(Path(path), image_size=image_size, skip_broken=skip_broken, seed=seed)
-    return _published(name, Path(path) if path else Path.home() / ".cache" / "spatial-ensemble", image_size)
+        return load_folder(Path(path).expanduser(), image_size=image_size, skip_broken=skip_broken, seed=seed)
+    return _published(
+        name, Path(path).expanduser() if path else Path.home() / ".cache" / "spatial-ensemble", image_size
+    )
 
 
 def _digits(image_size: int | None) -> ImageData:
@@ -161,6 +166,11 @@ def _images(part: Any, image_size: int | None) -> Images:
 def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or size == images.shape[-1]:
         return images
+    needed = len(images) * images.shape[1] * size**2
+    if needed > LARGEST_RESIZED:
+        raise UserError(
+            f"--image-size {size}: {len(images)} images take {needed / 2**30:.0f} GiB: choose a smaller one"
+        )
     from torchvision.transforms.v2.functional import resize
 
     return torch.cat([resize(piece, [size, size]) for piece in images.split(4096)])
