@@ -1,6 +1,8 @@
 """How good a network is: its accuracy, its neighbours', or that of a linear probe."""
 
 from spatial_ensemble.evaluation.accuracy import accuracy
+from spatial_ensemble.evaluation.knn import knn_accuracy, knn_predict
+from spatial_ensemble.evaluation.linear import linear_accuracy, linear_probe
 from spatial_ensemble.evaluation.predict import predict
 
-__all__ = ["accuracy", "predict"]
+__all__ = ["accuracy", "knn_accuracy", "knn_predict", "linear_accuracy", "linear_probe", "predict"]

@@ -1,8 +1,10 @@
 """What every method is: a student, the views it wants, and a loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,9 +31,43 @@ class Student(nn.Module):
         return outputs
 
 
+TeacherNorm = Literal["running", "batch"]
+Choice = TypeVar("Choice", bound=str)
+
+
+def one_of(name: str, value: Choice, choices: object) -> Choice:
+    """The value, if it is one of the choices of a Literal."""
+    if value not in get_args(choices):
+        raise UserError(f"{name} '{value}': use {' or '.join(get_args(choices))}")
+    return value
+
+
+def targets(teacher: Teacher, x: Tensor, norm: TeacherNorm) -> Tensor:
+    """The teacher's outputs, its BatchNorm using its smoothed running statistics, or those of the batch x.
+
+    In the second case the teacher passes x in train mode, which moves its running statistics too.
+    """
+    teacher.module.train(norm == "batch")
+    outputs: Tensor = teacher(x)
+    teacher.module.eval()
+    return outputs
+
+
+@torch.no_grad()
+def spread(outputs: Tensor) -> Tensor:
+    """How unlike each other the directions of outputs [B, D] are: about 1 for random ones, 0 after a collapse."""
+    deviation: Tensor = F.normalize(outputs.float(), dim=1).std(dim=0).mean()
+    return deviation * float(outputs.shape[1] ** 0.5)
+
+
+def num_features(backbone: nn.Module) -> int:
+    """The length of a backbone's feature vectors."""
+    return int(backbone.num_features)  # type: ignore[arg-type]
+
+
 def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
-    """A linear classifier for a backbone's features, started as Wide ResNet's (Glorot normal weights, no bias)."""
-    linear = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+    """A linear classifier for a backbone's features, started as Wide ResNet's: Glorot normal weights, no bias."""
+    linear = nn.Linear(num_features(backbone), num_classes)
     nn.init.xavier_normal_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear

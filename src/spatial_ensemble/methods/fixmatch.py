@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.base import Method, Student, classifier
+from spatial_ensemble.methods.base import Method, Student, classifier, one_of
 from spatial_ensemble.smoothing.teacher import Teacher
+
+LabelsFrom = Literal["teacher", "student"]
 
 
 def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -62,20 +64,18 @@ class FixMatch(Method):
         threshold: float = 0.95,
         unlabelled_weight: float = 1.0,
         unlabelled_ratio: int = 7,
-        labels_from: Literal["teacher", "student"] = "teacher",
+        labels_from: LabelsFrom = "teacher",
     ) -> None:
         super().__init__()
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold {threshold}: use a confidence from 0 to 1")
         if unlabelled_ratio < 1:
             raise UserError(f"unlabelled_ratio {unlabelled_ratio}: use 1 or more unlabelled images for a labelled one")
-        if labels_from not in ("teacher", "student"):
-            raise UserError(f"labels_from '{labels_from}': use teacher or student")
         self.student = Student(backbone, classifier(backbone, num_classes))
         self.threshold = threshold
         self.unlabelled_weight = unlabelled_weight
         self.unlabelled_ratio = unlabelled_ratio
-        self.labels_from = labels_from
+        self.labels_from = one_of("labels_from", labels_from, LabelsFrom)
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         (labelled,), (weak, strong) = batch.labelled, batch.unlabelled

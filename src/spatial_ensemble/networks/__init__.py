@@ -20,7 +20,8 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet18-cifar": partial(resnet_cifar, "resnet18"),
     "resnet18": partial(resnet, "resnet18"),
     "resnet50": partial(resnet, "resnet50"),
-    "vit-tiny": vit,
+    "vit-mini": partial(vit, 128, 4, 4),
+    "vit-tiny": partial(vit, 192, 12, 3),
 }
 
 

@@ -23,22 +23,21 @@ def resnet_cifar(name: str, *, channels: int, size: int) -> nn.Module:
     return network
 
 
-def vit(*, channels: int, size: int) -> nn.Module:
-    """timm's vision transformer of 192 dimensions, 12 layers, about 8 x 8 patches, or 16 pixels a patch from 128 up.
+def vit(dim: int, depth: int, heads: int, *, channels: int, size: int) -> nn.Module:
+    """timm's vision transformer, with patches of 16 pixels from 128 pixels up, and 8 x 8 patches in smaller images.
 
     It takes images of other sizes too (DINO's local crops) by interpolating its position embedding.
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    patch = 16 if size >= 128 else max(1, size // 8)
     network: nn.Module = VisionTransformer(
         img_size=size,
-        patch_size=patch,
+        patch_size=16 if size >= 128 else max(1, size // 8),
         in_chans=channels,
         num_classes=0,
-        embed_dim=192,
-        depth=12,
-        num_heads=3,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
         dynamic_img_size=True,
     )
     return network

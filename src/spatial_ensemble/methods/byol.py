@@ -1,0 +1,67 @@
+"""BYOL: predict the teacher's projection of another view of the same image."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, spread, targets
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+def regression_loss(predictions: Tensor, projections: Tensor) -> Tensor:
+    """The squared distance of unit vectors, averaged over the images.
+
+        1/B sum_i || p_i / |p_i| - z_i / |z_i| ||^2  =  2 - 2 cos(p, z)
+
+    Args:
+        predictions: the student's, [B, D].
+        projections: the teacher's, [B, D].
+
+    Returns:
+        A scalar in [0, 4].
+
+    Source: Grill et al. 2020, equation 2.
+    """
+    return 2 - 2 * F.cosine_similarity(predictions, projections, dim=1).mean()
+
+
+class BYOL(Method):
+    """BYOL (Grill et al. 2020): the student and a predictor regress the teacher's projection, both ways round.
+
+        loss = regression_loss(predictor(student(x1)), teacher(x2)) + the same with x1 and x2 exchanged
+
+    Args:
+        backbone: images to features, with `num_features`.
+        num_classes: not used; nothing is labelled.
+        hidden_dim: hidden size of the projector and of the predictor.
+        projection_dim: size of the projections.
+        teacher_norm: what the teacher's BatchNorm uses: its smoothed statistics ("running", as EMAN has it) or those of
+            the batch ("batch", as the original has it).
+    """
+
+    unlabelled_views = ("byol_1", "byol_2")
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        hidden_dim: int = 4096,
+        projection_dim: int = 256,
+        teacher_norm: TeacherNorm = "running",
+    ) -> None:
+        from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
+
+        super().__init__()
+        projector = BYOLProjectionHead(num_features(backbone), hidden_dim, projection_dim)
+        self.student = Student(backbone, projector)
+        self.predictor = BYOLPredictionHead(projection_dim, hidden_dim, projection_dim)
+        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+
+    def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second = batch.unlabelled
+        first_target, second_target = (targets(teacher, view, self.teacher_norm) for view in (first, second))
+        # The two views are augmented differently: each is normalised by its own statistics, as published.
+        first_prediction, second_prediction = (self.predictor(self.student(view)) for view in (first, second))
+        loss = regression_loss(first_prediction, second_target) + regression_loss(second_prediction, first_target)
+        return loss, {"spread": spread(first_target)}

@@ -1,0 +1,152 @@
+"""DINO: from every crop of an image, predict the teacher's centred and sharpened answer to its global crops."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, targets
+from spatial_ensemble.smoothing.schedule import linear
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+def cross_view_loss(student_logits: Tensor, teacher_probabilities: Tensor) -> Tensor:
+    """Cross-entropy over all pairs of a global crop at the teacher and another crop at the student.
+
+        mean over images i, and pairs t != s, of  - sum_k teacher[t, i, k] log softmax(student[s, i])[k]
+
+    Args:
+        student_logits: [crops, B, K], already divided by the temperature; the global crops come first.
+        teacher_probabilities: [global crops, B, K].
+
+    Returns:
+        A scalar.
+
+    Source: Caron et al. 2021, equation 3.
+    """
+    with torch.autocast(student_logits.device.type, enabled=False):
+        log_probabilities = student_logits.float().log_softmax(dim=2)
+        losses = -torch.einsum("tbk,sbk->ts", teacher_probabilities.float(), log_probabilities)
+    others = 1 - torch.eye(*losses.shape, device=losses.device)
+    return (losses * others).sum() / others.sum() / student_logits.shape[1]
+
+
+class DINOHead(nn.Module):
+    """Three linear layers with GELU, unit length, and a last layer whose rows have unit length, without bias.
+
+    Weights are normalised in the forward pass and not by `torch.nn.utils.weight_norm`, which a Teacher could not copy.
+
+    Args:
+        inputs, hidden, bottleneck, outputs: sizes of the layers.
+
+    Source: Caron et al. 2021, section 3.2 and appendix C.
+    """
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.last = nn.Linear(bottleneck, outputs, bias=False)
+        for module in self.layers:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """Features [B, inputs] to logits [B, outputs]; `frozen` gives the last layer a gradient of zero."""
+        weight = self.last.weight
+        if frozen:  # no gradient at all would stop DistributedDataParallel
+            weight = torch.lerp(weight.detach(), weight, 0.0)
+        return F.linear(F.normalize(self.layers(x), dim=1), F.normalize(weight, dim=1))
+
+
+class DINO(Method):
+    """DINO (Caron et al. 2021), with multi-crop, centring and sharpening.
+
+        teacher: softmax((logits - centre) / teacher_temperature)      centre <- c centre + (1 - c) mean(teacher logits)
+        loss = cross_view_loss(student logits / student_temperature, teacher)
+
+    The centre is a buffer of this module: it is saved, and a resumed run goes on with it.
+
+    Args:
+        backbone: images to features, with `num_features`; it must take the local crops' size too.
+        num_classes: not used; nothing is labelled.
+        out_dim: outputs of the head (65536 on ImageNet).
+        hidden_dim: hidden size of the head.
+        bottleneck_dim: size before the head's last layer.
+        local_crops: small crops of every image beside the two global ones, 0 for none.
+        student_temperature: of the student's softmax, above 0.
+        teacher_temperature: of the teacher's softmax, above 0.
+        warmup_teacher_temperature: the same at step 0.
+        warmup_steps: steps over which the teacher's temperature goes from the one to the other, 0 for at once.
+        centre_momentum: c, in [0, 1].
+        freeze_last_layer_steps: steps during which the head's last layer stays as it is (the original: one epoch).
+        teacher_norm: what the teacher's BatchNorm, if it has any, uses: its smoothed statistics ("running") or those of
+            the batch ("batch").
+    """
+
+    student: Student
+    centre: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        out_dim: int = 4096,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        local_crops: int = 6,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        warmup_teacher_temperature: float = 0.04,
+        warmup_steps: int = 0,
+        centre_momentum: float = 0.9,
+        freeze_last_layer_steps: int = 0,
+        teacher_norm: TeacherNorm = "running",
+    ) -> None:
+        super().__init__()
+        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+            if locals()[name] <= 0:
+                raise UserError(f"{name} {locals()[name]}: use a number above 0")
+        if not 0 <= centre_momentum <= 1:
+            raise UserError(f"centre_momentum {centre_momentum}: use a number from 0 to 1")
+        if local_crops < 0:
+            raise UserError(f"local_crops {local_crops}: use 0 or more")
+        self.unlabelled_views = ("dino_global_1", "dino_global_2", *["dino_local"] * local_crops)
+        self.student = Student(backbone, DINOHead(num_features(backbone), hidden_dim, bottleneck_dim, out_dim))
+        self.register_buffer("centre", torch.zeros(out_dim))
+        self.student_temperature = student_temperature
+        self.teacher_temperature = linear(warmup_teacher_temperature, teacher_temperature, max(1, warmup_steps))
+        self.centre_momentum = centre_momentum
+        self.freeze_last_layer_steps = freeze_last_layer_steps
+        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+
+    def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        global_crops, local_crops = torch.cat(batch.unlabelled[:2]), batch.unlabelled[2:]
+        teacher_logits = targets(teacher, global_crops, self.teacher_norm).float()
+        features = self.student.backbone(global_crops)
+        if local_crops:  # another size of image, hence another pass
+            features = torch.cat([features, self.student.backbone(torch.cat(local_crops))])
+        logits = self.student.head(features, frozen=batch.step < self.freeze_last_layer_steps)
+        temperature = self.teacher_temperature(batch.step)
+        probabilities = ((teacher_logits - self.centre) / temperature).softmax(dim=1)
+        loss = cross_view_loss(
+            logits.unflatten(0, (len(batch.unlabelled), -1)) / self.student_temperature,
+            probabilities.unflatten(0, (2, -1)),
+        )
+        self.update_centre(teacher_logits)
+        entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1).mean()
+        return loss, {"teacher_entropy": entropy}
+
+    @torch.no_grad()
+    def update_centre(self, teacher_logits: Tensor) -> None:
+        """Move the centre towards the mean of the teacher's logits [B, out_dim], over all processes."""
+        mean = teacher_logits.mean(dim=0)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        self.centre.lerp_(mean, 1 - self.centre_momentum)

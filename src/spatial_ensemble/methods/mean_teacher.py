@@ -1,0 +1,85 @@
+"""Mean Teacher: agree with the teacher about another view of the same image, labelled or not."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, classifier, one_of, targets
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+def consistency_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The mean squared difference of probabilities, over images and classes; logits [B, K] to a scalar.
+
+    Source: Tarvainen & Valpola 2017, section 2.
+    """
+    return F.mse_loss(student_logits.float().softmax(dim=1), teacher_logits.float().softmax(dim=1))
+
+
+def ramp_up(step: int, steps: int) -> float:
+    """exp(-5 (1 - step / steps)^2), and 1 from `steps` on.
+
+    Source: Laine & Aila 2017, section 2.1.
+
+    Example:
+        >>> round(ramp_up(0, 100), 4), ramp_up(100, 100), ramp_up(0, 0)
+        (0.0067, 1.0, 1.0)
+    """
+    return 1.0 if step >= steps else math.exp(-5 * (1 - step / steps) ** 2)
+
+
+class MeanTeacher(Method):
+    """Mean Teacher (Tarvainen & Valpola 2017).
+
+        loss = cross_entropy(labelled) + consistency_weight * ramp_up(step) * consistency_loss(labelled and unlabelled)
+
+    Student and teacher see different weak views of the same images; the labelled and the unlabelled ones pass through
+    each network together.
+
+    Args:
+        backbone: images to features, with `num_features`.
+        num_classes: number of classes.
+        consistency_weight: factor of the consistency loss after the ramp, 0 trains on the labels alone.
+        ramp_up_steps: steps over which that factor rises, 0 for at once.
+        unlabelled_ratio: unlabelled images in a batch for each labelled one.
+        teacher_norm: what the teacher's BatchNorm uses: its smoothed statistics ("running") or those of the batch
+            ("batch", as the original has it).
+    """
+
+    labelled_views = ("weak", "weak")
+    unlabelled_views = ("weak", "weak")
+    headline = "accuracy"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        consistency_weight: float = 100.0,
+        ramp_up_steps: int = 0,
+        unlabelled_ratio: int = 3,
+        teacher_norm: TeacherNorm = "running",
+    ) -> None:
+        super().__init__()
+        if consistency_weight < 0:
+            raise UserError(f"consistency_weight {consistency_weight}: use 0 or more")
+        if unlabelled_ratio < 1:
+            raise UserError(f"unlabelled_ratio {unlabelled_ratio}: use 1 or more unlabelled images for a labelled one")
+        self.student = Student(backbone, classifier(backbone, num_classes))
+        self.consistency_weight = consistency_weight
+        self.ramp_up_steps = ramp_up_steps
+        self.unlabelled_ratio = unlabelled_ratio
+        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+
+    def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        views, teacher_views = (torch.cat(pair) for pair in zip(batch.labelled, batch.unlabelled, strict=True))
+        logits = self.student(views)
+        loss_labelled = F.cross_entropy(logits[: len(batch.labels)], batch.labels)
+        consistency = consistency_loss(logits, targets(teacher, teacher_views, self.teacher_norm))
+        weight = self.consistency_weight * ramp_up(batch.step, self.ramp_up_steps)
+        metrics = {"loss_labelled": loss_labelled.detach(), "consistency": consistency.detach()}
+        return loss_labelled + weight * consistency, metrics

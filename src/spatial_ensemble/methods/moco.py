@@ -1,0 +1,135 @@
+"""MoCo v2: tell the teacher's key of another view of the same image from a queue of other images' keys."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, spread, targets
+from spatial_ensemble.smoothing.draw import generator
+from spatial_ensemble.smoothing.teacher import Teacher
+
+
+def contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE: pick a query's own key out of itself and the queue.
+
+        -1/B sum_i log( exp(q_i . k_i / T) / (exp(q_i . k_i / T) + sum_j exp(q_i . queue_j / T)) )
+
+    Args:
+        queries: the student's, unit vectors [B, D].
+        keys: the teacher's, unit vectors [B, D].
+        queue: earlier keys, unit vectors [Q, D].
+        temperature: T.
+
+    Returns:
+        A scalar.
+
+    Source: He et al. 2020, equation 1.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = queries.float(), keys.float()
+        own = (queries * keys).sum(dim=1, keepdim=True)
+        logits = torch.cat([own, queries @ queue.T], dim=1) / temperature
+        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+class MoCo(Method):
+    """MoCo v2 (Chen et al. 2020).
+
+        loss = contrastive_loss(student(x1), teacher(x2), queue),    plus the same with x1 and x2 exchanged if symmetric
+
+    The queue and its place are buffers of this module: they are saved, and a resumed run goes on with the same keys.
+    The original shuffles images among GPUs so that BatchNorm's statistics do not give away which key belongs to which
+    query. A teacher that uses its running statistics has nothing to give away (EMAN, arXiv 2101.08482).
+
+    Args:
+        backbone: images to features, with `num_features`.
+        num_classes: not used; nothing is labelled.
+        hidden_dim: hidden size of the projector, 0 for as many as there are features.
+        dim: size of queries and keys.
+        queue_size: number of keys kept, a multiple of the keys of one step.
+        temperature: of the softmax, above 0.
+        symmetric: let each view be the query in turn; a step then adds two keys of every image.
+        teacher_norm: what the teacher's BatchNorm uses: its smoothed statistics ("running"), or those of the batch
+            ("batch"), with the images shuffled and split into `shuffle_groups`.
+        shuffle_groups: groups of images normalised apart with teacher_norm=batch; without effect otherwise.
+    """
+
+    unlabelled_views = ("moco", "moco")
+    queue: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        hidden_dim: int = 0,
+        dim: int = 128,
+        queue_size: int = 4096,
+        temperature: float = 0.2,
+        symmetric: bool = False,
+        teacher_norm: TeacherNorm = "running",
+        shuffle_groups: int = 8,
+    ) -> None:
+        from lightly.models.modules.heads import MoCoProjectionHead
+
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"temperature {temperature}: use a number above 0, such as 0.2")
+        if shuffle_groups < 1:
+            raise UserError(f"shuffle_groups {shuffle_groups}: use 1 or more")
+        features = num_features(backbone)
+        self.student = Student(backbone, MoCoProjectionHead(features, hidden_dim or features, dim))
+        self.register_buffer("queue", F.normalize(torch.randn(queue_size, dim), dim=1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))  # where the next key goes
+        self.temperature = temperature
+        self.symmetric = symmetric
+        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+        self.shuffle_groups = shuffle_groups
+
+    def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second = batch.unlabelled
+        pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
+        # Backward needs the queue as it was, and the new keys go into it in place.
+        queue = self.queue.clone()
+        losses, all_keys = [], []
+        for number, (query_view, key_view) in enumerate(pairs):
+            queries = F.normalize(self.student(query_view), dim=1)
+            keys = F.normalize(self._keys(teacher, key_view, batch.step, number), dim=1)
+            losses.append(contrastive_loss(queries, keys, queue, self.temperature))
+            all_keys.append(keys)
+        self.enqueue(torch.cat(all_keys))
+        return torch.stack(losses).sum(), {"spread": spread(all_keys[0])}
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Put the keys of all processes, [B, D] from each, in the place of the oldest."""
+        if dist.is_available() and dist.is_initialized():
+            everyone = keys.new_empty(dist.get_world_size() * len(keys), keys.shape[1])
+            dist.all_gather_into_tensor(everyone, keys.contiguous())
+            keys = everyone
+        places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue.index_copy_(0, places, keys.to(self.queue.dtype))
+        self.position.add_(len(keys)).remainder_(len(self.queue))
+
+    def _keys(self, teacher: Teacher, images: Tensor, step: int, number: int) -> Tensor:
+        if self.teacher_norm == "running":
+            return targets(teacher, images, "running")
+        order = torch.randperm(len(images), generator=generator(0, "moco shuffle", step, number)).to(images.device)
+        groups = images[order].tensor_split(self.shuffle_groups)
+        return torch.cat([targets(teacher, group, "batch") for group in groups])[order.argsort()]
+
+    def check(self, *, batch_size: int, num_classes: int, labelled: int, size: int) -> None:
+        super().check(batch_size=batch_size, num_classes=num_classes, labelled=labelled, size=size)
+        keys = batch_size * (2 if self.symmetric else 1)
+        if len(self.queue) % keys:
+            near = max(1, round(len(self.queue) / keys)) * keys
+            raise UserError(f"queue_size {len(self.queue)} is no multiple of the {keys} keys of a step: use {near}")
+        if self.teacher_norm == "batch" and batch_size < 2 * self.shuffle_groups:
+            raise UserError(
+                f"batch size {batch_size} in {self.shuffle_groups} shuffle_groups leaves fewer than 2 images a group: "
+                f"use shuffle_groups {max(1, batch_size // 2)} or less"
+            )
