@@ -18,7 +18,7 @@ def knn_predict(
     *,
     k: int = 200,
     temperature: float = 0.1,
-    batch_size: int = 512,
+    at_once: int = 512,
 ) -> Tensor:
     """The class that the k nearest neighbours vote for, each with the weight exp(cosine / temperature).
 
