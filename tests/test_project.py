@@ -1,0 +1,132 @@
+"""The house as a whole: what importing costs, where imports point, what is documented, and that its examples run."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import itertools
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import spatial_ensemble
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(spatial_ensemble.__file__).parent
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "spatial_ensemble."))
+
+# room -> the rooms that it may import; docs of the layout: CONTRIBUTING.md
+MAY_IMPORT = {
+    "smoothing": set(),
+    "data": {"errors", "smoothing"},
+    "networks": {"errors", "smoothing"},
+    "evaluation": {"errors", "smoothing", "data", "networks"},
+    "integrations": {"errors", "smoothing"},
+    "methods": {"errors", "smoothing", "data", "networks"},
+    "training": {"errors", "smoothing", "data", "networks", "evaluation", "methods"},
+    "studies": {"errors", "smoothing", "data", "networks", "evaluation", "methods", "training"},
+    "cli": {"errors", "smoothing", "data", "networks", "evaluation", "methods", "training", "studies"},
+    "errors": set(),
+}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it: a.b for `import a.b`; a.b and a.b.c for `from a.b import c`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide where they point"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_importing_the_package_imports_torch_and_nothing_heavier():
+    code = (
+        "import sys, torch; before = set(sys.modules); import spatial_ensemble;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - sys.stdlib_module_names <= {"spatial_ensemble", "torch"}
+
+
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
+def test_every_import_points_down(name):
+    files = [file for file in PACKAGE.rglob("*.py") if room(file) == name]
+    assert files
+    for file in files:
+        for target in imported(file):
+            if target.startswith("spatial_ensemble."):
+                to = target.split(".")[1]
+                assert to == name or to in MAY_IMPORT[name] or to not in MAY_IMPORT, f"{file} imports {target}"
+
+
+def test_every_room_has_its_place_in_the_order():
+    rooms = {room(file) for file in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert rooms == set(MAY_IMPORT)
+
+
+def test_the_mechanism_stands_on_torch_and_the_standard_library():
+    compilers = {"numba", "llvmlite", "triton", "numpy"}  # on demand, behind plain torch as the fallback
+    for file in (PACKAGE / "smoothing").rglob("*.py"):
+        outside = {name.partition(".")[0] for name in imported(file)} - sys.stdlib_module_names
+        allowed = {"torch", "spatial_ensemble"} | (compilers if file.parent.name == "kernels" else set())
+        assert outside <= allowed, f"{file} imports {outside - allowed}"
+
+
+def test_a_method_knows_of_the_data_the_batch_alone():
+    for file in (PACKAGE / "methods").rglob("*.py"):
+        for target in imported(file):
+            assert not target.startswith("spatial_ensemble.data") or target.startswith(
+                ("spatial_ensemble.data.batch", "spatial_ensemble.data.Batch")
+            ), f"{file} imports {target}"
+
+
+@pytest.mark.parametrize("name", spatial_ensemble.__all__)
+def test_a_public_name_is_explained_in_its_docstring_and_on_the_site(name):
+    value = getattr(spatial_ensemble, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__doc__
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    assert f"::: spatial_ensemble.{name}\n" in pages
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_the_examples_in_docstrings_run(name):
+    if name.endswith("integrations.transformers") and not find_spec("transformers"):
+        pytest.skip("transformers is not installed")
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_pin_every_direct_dependency_and_name_no_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    wanted = {re.match(r"[\w-]+", need).group() for need in needs}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert wanted - {"spatial-ensemble"} <= pins.keys()
+    assert not any("/" in line for line in lines)
+
+
+def test_the_contributing_guide_stays_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 60
