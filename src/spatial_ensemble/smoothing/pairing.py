@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from spatial_ensemble.smoothing.shards import is_sharded, reshard
+
 # What DistributedDataParallel, torch.compile, activation checkpointing, FSDP and Lightning Fabric put into names.
 _WRAPPERS = frozenset(
     {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
@@ -50,6 +52,7 @@ class Pairing:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module):
+        reshard(teacher, student)
         theirs, students = _named_tensors(teacher), _named_tensors(student)
         missing, extra = sorted(theirs.keys() - students.keys()), sorted(students.keys() - theirs.keys())
         if missing or extra:
@@ -104,12 +107,12 @@ def _owners(module: nn.Module) -> Iterator[tuple[dict[str, object], list[tuple[s
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...] | None:
-    return tuple(tensor.placements) if hasattr(tensor, "placements") else None
+    return (*tensor.placements, tuple(tensor.device_mesh.shape)) if is_sharded(tensor) else None
 
 
 def _describe(tensor: Tensor) -> str:
-    layout = _layout(tensor)
-    return f"{tuple(tensor.shape)}" + (f" sharded {layout}" if layout else "")
+    where = f" sharded {tensor.placements} over {tensor.device_mesh}" if is_sharded(tensor) else ""
+    return f"{tuple(tensor.shape)}{where}"
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spatial_ensemble.smoothing.units import is_sharded
+from spatial_ensemble.smoothing.pairing import Pairing
+from spatial_ensemble.smoothing.shards import is_sharded, local, rows
 
 if TYPE_CHECKING:
     from spatial_ensemble.smoothing.teacher import Teacher
@@ -20,48 +20,65 @@ if TYPE_CHECKING:
 def fingerprint(teacher: Teacher) -> str:
     """A hash of step and tensors; a sharded tensor is gathered first, so that every world size gives the same."""
     digest = hashlib.blake2b(str(teacher.step).encode(), digest_size=16)
-    for name, tensor in sorted(_tensors(teacher).items()):
+    for name, tensor in _tensors(teacher).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_hash(tensor.full_tensor() if is_sharded(tensor) else tensor))
     return digest.hexdigest()
 
 
 def verify(teacher: Teacher) -> dict[int, list[str]]:
-    """{rank: names of the tensors in which it differs from the majority}; tensors cut into shards have no duplicate."""
-    return {rank: names for rank, names in _minorities(teacher)[0].items() if names}
+    """{rank: names of the tensors in which it differs from the majority of the ranks that hold the same piece}.
+
+    Hashes are compared, 16 bytes a tensor and rank. On a tie the lowest rank is taken to be right. A shard that no
+    other rank holds has nothing to be compared with.
+    """
+    found: dict[int, list[str]] = {}
+    for name, rank, _ in _deviations(teacher):
+        found.setdefault(rank, []).append(name)
+    return found
 
 
 def repair(teacher: Teacher) -> dict[int, list[str]]:
-    """Broadcast each tensor in which ranks differ from a rank of the majority."""
-    minorities, sources = _minorities(teacher)
+    """Send every tensor that `verify` names from a rank of the majority; returns what `verify` found before."""
+    found: dict[int, list[str]] = {}
     tensors = _tensors(teacher)
-    for name in sorted({name for names in minorities.values() for name in names}):
-        tensor = tensors[name]
-        whole = tensor.contiguous()
-        dist.broadcast(whole, src=sources[name])
-        with torch.no_grad():
-            tensor.copy_(whole)
-    return {rank: names for rank, names in minorities.items() if names}
+    for name, rank, source in _deviations(teacher):
+        found.setdefault(rank, []).append(name)
+        tensor = local(tensors[name]).detach()
+        if dist.get_rank() == source:
+            dist.send(tensor.contiguous(), dst=rank)
+        elif dist.get_rank() == rank:
+            received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            dist.recv(received, src=source)
+            tensor.copy_(received)
+    return found
 
 
-def _minorities(teacher: Teacher) -> tuple[dict[int, list[str]], dict[str, int]]:
-    """({rank: deviating names}, {name: the first rank of its majority})."""
+def _deviations(teacher: Teacher) -> list[tuple[str, int, int]]:
+    """(name, deviating rank, first rank of the majority), the same list on every rank."""
     if not (dist.is_available() and dist.is_initialized()):
-        return {}, {}
-    own = {name: _hash(tensor) for name, tensor in _tensors(teacher).items() if not is_sharded(tensor)}
-    gathered: list[dict[str, bytes]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, own)
-    majority = {name: Counter(hashes[name] for hashes in gathered).most_common(1)[0][0] for name in own}
-    minorities = {
-        rank: [name for name, value in hashes.items() if value != majority[name]]
-        for rank, hashes in enumerate(gathered)
+        return []
+    own = {
+        name: ((*rows(tensor, name), local(tensor).numel()), _hash(local(tensor)))
+        for name, tensor in _tensors(teacher).items()
     }
-    sources = {name: next(r for r, hashes in enumerate(gathered) if hashes[name] == majority[name]) for name in own}
-    return minorities, sources
+    gathered: list[dict[str, tuple[tuple[int, ...], bytes]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, own)
+    deviations = []
+    for name in own:
+        holders: dict[tuple[int, ...], dict[bytes, list[int]]] = {}
+        for rank, pieces in enumerate(gathered):
+            piece, value = pieces[name]
+            holders.setdefault(piece, {}).setdefault(value, []).append(rank)
+        for values in holders.values():
+            majority = max(values.values(), key=len)  # of equals the first, which has the lowest rank
+            deviations += [(name, r, majority[0]) for ranks in values.values() if ranks is not majority for r in ranks]
+    return sorted(deviations)
 
 
 def _tensors(teacher: Teacher) -> dict[str, Tensor]:
-    return {**dict(teacher.module.named_parameters()), **dict(teacher.module.named_buffers())}
+    """Canonical name -> tensor, in the order of the names."""
+    return {pair.name: pair.teacher for pair in Pairing(teacher.module, teacher.module).pairs}
 
 
 def _hash(tensor: Tensor) -> bytes:

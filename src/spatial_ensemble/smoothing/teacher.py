@@ -13,7 +13,8 @@ from spatial_ensemble.smoothing.draw import Keep, Place, threshold
 from spatial_ensemble.smoothing.kernels import smooth_
 from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
 from spatial_ensemble.smoothing.rule import Smoothing
-from spatial_ensemble.smoothing.units import UNITS, Group, Unit, everywhere, is_sharded, place
+from spatial_ensemble.smoothing.shards import is_fsdp, least, local, reshard
+from spatial_ensemble.smoothing.units import UNITS, Group, Unit, everywhere, place
 
 Buffers = Literal["average", "copy", "follow", "keep"]
 OnNonfinite = Literal["raise", "skip"]
@@ -100,7 +101,7 @@ class Teacher(nn.Module):
         if module is not None:
             with torch.no_grad():
                 for pair in Pairing(module, student).pairs:
-                    pair.teacher.copy_(pair.student)
+                    local(pair.teacher).copy_(local(pair.student))
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,9 +198,12 @@ class Teacher(nn.Module):
         return {**self.__dict__, "_plan": None}  # a copy or pickle must not hold on to the student
 
     def _prepare(self, student: nn.Module) -> "_Plan":
-        if self._plan is None or not self._plan.holds(student):
-            self._plan = _Plan(student, Pairing(self.module, student), self._place)
-        return self._plan
+        plan = self._plan
+        if plan is None or not plan.holds(student):
+            reshard(self.module, student)
+            if plan is None or not plan.holds(student):
+                self._plan = plan = _Plan(student, Pairing(self.module, student), self._place)
+        return plan
 
     def _place(self, pair: Pair) -> Place | None:
         """Where a pair's draws lie, or None for a buffer that is copied or kept."""
@@ -240,19 +244,16 @@ class _Plan:
         smooth_(teachers, students, Keep(self._places, step, threshold(preserve_prob)), 1 - momentum)
         if copy_buffers:
             for pair in self._copied:
-                pair.teacher.copy_(pair.student)
+                local(pair.teacher).copy_(local(pair.student))
 
     def first_nonfinite(self) -> str | None:
-        """The name of a student's tensor that holds an inf or NaN."""
-        filled = [(pair.name, s) for pair, _ in self.moving if (s := local(pair.student)).numel()]
-        largest = torch._foreach_norm([s for _, s in filled], ord=torch.inf)
-        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
-        return next((name for (name, _), good in zip(filled, finite, strict=True) if not good), None)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its memory."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+        """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
+        filled = [(i, s) for i, (pair, _) in enumerate(self.moving) if (s := local(pair.student)).numel()]
+        largest = torch._foreach_norm([s for _, s in filled], ord=torch.inf) if filled else []
+        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist() if filled else []
+        first = next((i for (i, _), good in zip(filled, finite, strict=True) if not good), len(self.moving))
+        first = least(first, [pair.student for pair, _ in self.moving])
+        return self.moving[first][0].name if first < len(self.moving) else None
 
 
 def _copy(student: nn.Module) -> nn.Module:
@@ -261,10 +262,10 @@ def _copy(student: nn.Module) -> nn.Module:
         raise ValueError(
             "the student has uninitialised lazy parameters; run one batch through it before Teacher(student)"
         )
-    if any(is_sharded(tensor) for tensor in student.parameters()):
+    if is_fsdp(student):
         raise ValueError(
-            "the student is sharded, and a sharded module cannot be copied. Either build the teacher first and shard "
-            "it alike: teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module). "
+            "the student is sharded by fully_shard, and such a module cannot be copied. Either build the teacher first "
+            "and shard it alike: teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module). "
             "Or give it a copy that is sharded alike: Teacher(student, ..., module=ready_sharded_copy)"
         )
     return deepcopy(student)

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from spatial_ensemble.smoothing.draw import Place, draw_key
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+from spatial_ensemble.smoothing.shards import rows
 
 Unit = Literal["layer", "tensor", "channel", "element"]
 Group = Callable[[str], str]
@@ -45,38 +43,13 @@ def place(tensor: Tensor, name: str, unit: Unit, seed: int, group: Group | None 
     """Where a tensor's draws lie; for a sharded one, where this rank's shard lies in the global mask.
 
     Raises:
-        ValueError: a DTensor whose shard is no box cut along one dimension.
+        ValueError: a DTensor whose shard is partial, or cut along dimensions that leave no run of equal rows.
     """
     size = unit_size(tuple(tensor.shape), unit)
     key = draw_key(seed, draw_name(name, unit, group))
-    return Place(key, size, -(-tensor.numel() // size), *_rows(tensor, name))
+    return Place(key, size, -(-tensor.numel() // size), *rows(tensor, name))
 
 
 def everywhere(tensor: Tensor) -> Place:
     """The place of a tensor that is never preserved, such as an averaged buffer."""
     return Place(None, 1, tensor.numel(), tensor.numel(), tensor.numel(), 0)
-
-
-def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether a tensor is a DTensor; asked by attribute, since importing torch's DTensor takes seconds."""
-    return hasattr(tensor, "placements")
-
-
-def _rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
-    """(row, stride, offset) of a tensor or shard; see `Place`."""
-    if not is_sharded(tensor):
-        return tensor.numel(), tensor.numel(), 0
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    cut = [dim for dim, size in enumerate(sizes) if size != tensor.shape[dim]]
-    if len(cut) > 1 or any(placement.is_partial() for placement in tensor.placements):
-        raise ValueError(
-            f"cannot draw for {name!r}: its placements {tensor.placements} cut it along dimensions {cut} or are "
-            "partial; shard it along one dimension, or replicate it"
-        )
-    if not cut:
-        return tensor.numel(), tensor.numel(), 0
-    dim = cut[0]
-    inner = math.prod(tensor.shape[dim + 1 :])
-    return sizes[dim] * inner, tensor.shape[dim] * inner, offsets[dim] * inner
