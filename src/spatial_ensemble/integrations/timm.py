@@ -23,7 +23,7 @@ class ModelEmaV3(Teacher):
         warmup_gamma: see `use_warmup`.
         warmup_power: see `use_warmup`.
         device: of the teacher.
-        dtype: of the teacher's floating tensors.
+        dtype: of the teacher's floating tensors; torch.float32 beside a bfloat16 model, or it may never move.
         foreach: accepted for the signature's sake; the kernel is chosen by device and unit.
         exclude_buffers: copy floating buffers instead of averaging them.
         preserve_prob: p, the probability with which a unit stays as it is.
