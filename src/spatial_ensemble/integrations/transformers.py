@@ -38,7 +38,7 @@ class TeacherCallback(TrainerCallback):
 
     Example:
         >>> callback = TeacherCallback(Smoothing(momentum=0.999, preserve_prob=0.5))
-        >>> # trainer = Trainer(model, args, train_dataset=..., callbacks=[callback]); trainer.train()
+        >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
     """
 
     teacher: Teacher | None = None

@@ -1,0 +1,13 @@
+"""Shows the docstrings' own headings, `Example:` and `Source:`, which the Google style of mkdocstrings does not know."""
+
+import re
+from typing import Any
+
+import griffe
+
+
+class Headings(griffe.Extension):
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        if obj.docstring:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^Source: ", "**Source:** ", text, flags=re.MULTILINE)
