@@ -1,23 +1,34 @@
-"""What the batched image operations share: one check, and one way to broadcast a number an image."""
+"""What the batched image operations share."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-def check_images(images: Tensor) -> None:
-    """Raise ValueError unless `images` is uint8 [B, C, H, W] with one or three channels."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+def check_images(images: Tensor, dtype: torch.dtype = torch.uint8) -> None:
+    """Raise ValueError unless `images` is [B, C, H, W] of that type with one or three channels."""
+    if images.dtype != dtype or images.ndim != 4 or images.shape[1] not in (1, 3):
+        name = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"images must be uint8 [B, C, H, W] with C = 1 or 3, got {images.dtype} {list(images.shape)}: "
-            "stack them and convert them to uint8 first"
+            f"images must be {name} [B, C, H, W] with C = 1 or 3, got {images.dtype} {list(images.shape)}: "
+            f"stack them and convert them to {name} first"
         )
 
 
-def per_image(values: Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+def per_image(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`values` [B] as [B, 1, 1, 1] beside `images` [B, C, H, W], on their device and without waiting for it."""
     if values.shape != images.shape[:1]:
         raise ValueError(f"expected one number for each of {len(images)} images, got shape {list(values.shape)}")
     return values.to(dtype).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+
+
+def replace_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *values: Tensor) -> None:
+    """Do `operation(images, *values)` to the images that `chosen` (bool [B], on the CPU) names, in place."""
+    places = chosen.nonzero().squeeze(1)
+    if len(places):
+        there = places.to(images.device, non_blocking=True)
+        images.index_copy_(0, there, operation(images.index_select(0, there), *(value[places] for value in values)))
 
 
 def to_uint8(values: Tensor) -> Tensor:

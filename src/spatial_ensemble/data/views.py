@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data import augment
+from spatial_ensemble.data import augment, selfsupervised
 from spatial_ensemble.data.ops_common import check_images
 
 
@@ -35,12 +35,14 @@ def view(name: str, *, size: int, flip: bool) -> View:
     """The view of that name.
 
     Args:
-        name: "plain" (as it is), "weak" or "strong" (FixMatch's).
+        name: "plain" (as it is), "weak" or "strong" (FixMatch's), "byol_1", "byol_2", "moco" (v2), "dino_global_1",
+            "dino_global_2" or "dino_local" (half the side).
         size: side of the images, pixels.
         flip: whether a mirror image keeps its class (not so for digits).
 
     Returns:
-        A function of uint8 images [B, C, size, size] and a CPU generator.
+        A function of uint8 images [B, C, size, size] and a CPU generator. The first three return uint8 [B, C, size,
+        size], the others float32 in [0, 1].
 
     Raises:
         ValueError: for an unknown name, and when called with images of another size or type.
@@ -55,6 +57,9 @@ def view(name: str, *, size: int, flip: bool) -> View:
         "weak": (partial(augment.weak, flip=flip), augment.WEAK_DRAWS),
         "strong": (partial(augment.strong, flip=flip), augment.STRONG_DRAWS),
     }
+    for known in selfsupervised.RECIPES:
+        recipe, side = selfsupervised.recipe(known, size), selfsupervised.output_size(known, size)
+        views[known] = (partial(selfsupervised.distort, recipe=recipe, size=side, flip=flip), selfsupervised.DRAWS)
     if name not in views:
         raise ValueError(f"unknown view {name!r}: choose one of {', '.join(views)}")
     function, draws = views[name]

@@ -1,0 +1,116 @@
+"""Colour jitter of float images in [0, 1], [B, C, H, W], each image with its own factors and its own order.
+
+Brightness, contrast and saturation are one formula: a share of the pixel, of its grey and of the image's mean grey,
+cut off at 0 and 1. One channel has no colour: saturation, hue and grey leave it as it is.
+"""
+
+import torch
+from torch import Tensor
+
+from spatial_ensemble.data.ops_common import check_images, per_image, replace_
+
+LUMA = (0.2989, 0.587, 0.114)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def adjust(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """Change each image's brightness, contrast or saturation by its own factor; 1 changes nothing.
+
+    Args:
+        images: float [B, C, H, W] in [0, 1].
+        kind: integer [B], on the CPU: BRIGHTNESS, CONTRAST or SATURATION; HUE is left to `adjust_hue`.
+        factor: float [B], on the CPU, not negative.
+
+    Returns:
+        float [B, C, H, W] in [0, 1], torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation` to 1e-6.
+    """
+    check_images(images, torch.float32)
+    return _mixed(images, *_mixture(kind, factor.float(), images.shape[1]))
+
+
+def _mixture(kind: Tensor, factor: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """[...] -> what the channels of the pixel weigh, [..., C, C], and those of the image's mean, [..., 1, C]."""
+    luma = torch.tensor([LUMA if channels == 3 else (1.0,)])
+    share, of_grey, of_mean = (
+        torch.where(fits, value, other)[..., None, None]
+        for fits, value, other in (
+            (kind == HUE, 1, factor),
+            (kind == SATURATION, 1 - factor, 0),
+            (kind == CONTRAST, 1 - factor, 0),
+        )
+    )
+    return share * torch.eye(channels) + of_grey * luma, of_mean * luma
+
+
+def _mixed(images: Tensor, mixture: Tensor, of_mean: Tensor) -> Tensor:
+    pixels = images.flatten(2)
+    mixture, of_mean = (values.to(images.device, non_blocking=True) for values in (mixture, of_mean))
+    offset = torch.bmm(of_mean, pixels.mean(dim=2, keepdim=True))
+    return torch.baddbmm(offset, mixture, pixels).clamp_(0, 1).view_as(images)
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of the whole circle.
+
+    With V the largest and V - D the smallest channel, and h the hue from 0 to 1, a channel is
+    V - D clamp(min(k, 4 - k), 0, 1), k = 6 frac(h + n / 6), n = 5, 3, 1 for red, green, blue.
+
+    Args:
+        images: float [B, C, H, W] in [0, 1].
+        shift: float [B], -0.5 ... 0.5.
+
+    Returns:
+        float [B, C, H, W] in [0, 1], torchvision's `adjust_hue` to 1e-5.
+    """
+    check_images(images, torch.float32)
+    if images.shape[1] == 1:
+        return images.clone()
+    red, green, blue = images.unbind(1)
+    largest = torch.maximum(torch.maximum(red, green), blue)
+    spread = largest - torch.minimum(torch.minimum(red, green), blue)
+    is_red = (red == largest).float()
+    is_green = (green == largest).float() * (1 - is_red)
+    is_blue = 1 - is_red - is_green
+    turn = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    hue = (turn / (6 * spread).clamp_(min=1e-12)).add_(is_green / 3).add_(is_blue * (2 / 3))
+    hue = hue.add_(1 + per_image(shift, images)[:, 0]).unsqueeze(1)  # plus 1, for frac is not the remainder below 0
+    places = torch.arange(5, 0, -2, device=images.device).view(-1, 1, 1)
+    k = (hue + places / 6).frac_().mul_(6)
+    return largest.unsqueeze(1) - spread.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue, each image in its own order.
+
+    Args:
+        images: float [B, C, H, W] in [0, 1].
+        factors: float [B, 4]: three factors and the shift of the hue, on the CPU.
+        order: int64 [B, 4]: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE, on the CPU.
+
+    Returns:
+        float [B, C, H, W] in [0, 1].
+    """
+    check_images(images, torch.float32)
+    kinds, factors = order.T, factors.gather(1, order).T.float()
+    steps = zip(*_mixture(kinds, factors, images.shape[1]), kinds, factors, strict=True)
+    for mixture, of_mean, kind, factor in steps:
+        images = _mixed(images, mixture, of_mean)
+        replace_(images, (kind == HUE) & (factor != 0), adjust_hue, factor)
+    return images
+
+
+def grey(images: Tensor) -> Tensor:
+    """The images without their colour: float [B, C, H, W], torchvision's `rgb_to_grayscale` to 1e-6."""
+    check_images(images, torch.float32)
+    if images.shape[1] == 1:
+        return images.clone()
+    red, green, blue = torch.split(images, 1, dim=1)
+    luma: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return luma.expand_as(images)
+
+
+def solarize(images: Tensor) -> Tensor:
+    """Invert what is at or above 128 / 255: float [B, C, H, W], as Pillow's default on bytes."""
+    check_images(images, torch.float32)
+    bright = (images >= 128 / 255).float()
+    return bright.sub_(images).abs_()  # faster than torch.where, and the same
