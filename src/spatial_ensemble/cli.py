@@ -109,7 +109,7 @@ def _compare(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     parser = _parser("evaluate CHECKPOINT", "Measure a network of a run on the test images of a data set.")
     parser.add_argument("checkpoint", type=str, help=CHECKPOINT_HELP)
-    parser.add_argument("--data", type=str, required=True, help="digits, cifar10, cifar100, svhn, stl10 or folder")
+    parser.add_argument("--data", type=str, help="digits, cifar10, ..., or folder (default: that of the training)")
     parser.add_argument("--path", type=str, help="the folder of the data; none for digits")
     _add_network_arguments(parser)
     parser.add_argument(
@@ -277,3 +277,7 @@ def _plain(message: str) -> str:
     line = re.sub(r"<class '(\w+)'>", r"\1", line)
     line = re.sub(r"Expected an? (?:typing\.Literal)?(.*?)\. Got value:", r"expected \1, got", line)
     return re.sub(r"(?<!\S)--[a-z_]+", lambda flag: flag[0].replace("_", "-"), line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ from spatial_ensemble import UserError
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.config import Config, read_yaml
 from spatial_ensemble.training.recipes import fixmatch_digits
-from spatial_ensemble.training.run import train
+from spatial_ensemble.training.run import check, train
 
 SHORT = replace(fixmatch_digits(), steps=30, batch_size=10, eval_every=10, options={"unlabelled_ratio": 1})
 
@@ -193,3 +193,11 @@ def test_bfloat16_trains_with_weights_in_float32(tmp_path):
         value for value in content["teacher"].values() if isinstance(value, torch.Tensor) and value.is_floating_point()
     ]
     assert {value.dtype for value in floats} == {torch.float32}
+
+
+def test_check_finds_what_train_would_refuse(tmp_path):
+    check(SHORT)
+    with pytest.raises(UserError, match="25 labels cannot be shared out evenly"):
+        check(replace(SHORT, labels=25))
+    with pytest.raises(UserError, match=r"threshold 1\.5"):
+        check(replace(SHORT, options={"threshold": 1.5}))

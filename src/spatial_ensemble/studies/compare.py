@@ -1,13 +1,11 @@
 """Train with each smoothing over matched seeds, and say what the differences show."""
 
 import json
-import math
 import os
 import platform
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +14,7 @@ import torch
 from rich.console import Console
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.studies.job import Job, run
 from spatial_ensemble.studies.pool import run_jobs
 from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.statistics import paired_differences, summarise
@@ -23,24 +22,13 @@ from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.config import Config, SmoothingName
-from spatial_ensemble.training.run import CHECKPOINT, CONFIG, LOG, MAY_CHANGE, train
+from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE, check
 
 SMOOTHINGS: tuple[SmoothingName, ...] = ("tma", "tma-matched", "se", "sts")
 PACKAGES = ("spatial-ensemble", "torch", "torchvision", "lightning", "numpy", "scipy", "scikit-learn")
 RESULTS = "results.json"
 
 Results = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a study, as a worker gets it."""
-
-    config: Config
-    out: Path
-
-    def __str__(self) -> str:
-        return f"{self.config.smoothing}, seed {self.config.seed}"
 
 
 def compare(
@@ -86,25 +74,27 @@ def compare(
             out / "runs" / f"{smoothing}-seed{config.seed + k}",
         )
         for k in range(seeds)
-        for smoothing in smoothings
+        for smoothing in dict.fromkeys(smoothings)
     ]
     missing = [job for job in jobs if (job.config.smoothing, job.config.seed) not in runs]
     for job in missing:
         _check_started(job)
+    if missing:
+        check(config)  # here, before anything is written or any worker started
     (out / "runs").mkdir(parents=True, exist_ok=True)
     try:
         with (
             Bars([str(job) for job in missing], config.steps, len(jobs) - len(missing)) as bars,
-            closing(run_jobs(_run, missing, workers or _default_workers(config))) as events,
+            closing(run_jobs(run, missing, workers or _default_workers(config))) as events,
         ):
             for event in events:
                 if not event.result:
                     bars.show(event.job, event.value)
                     continue
-                run = event.value
-                runs[run["smoothing"], run["seed"]] = run
+                done = event.value
+                runs[done["smoothing"], done["seed"]] = done
                 _write(out, config, runs)
-                line = f"{missing[event.job]}: teacher {run['teacher_accuracy']:.2f} %, {run['seconds']:.0f} s"
+                line = f"{missing[event.job]}: teacher {done['teacher_accuracy']:.2f} %, {done['seconds']:.0f} s"
                 bars.finish(event.job, line)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; {_kept(out, runs, jobs)}") from None
@@ -116,32 +106,6 @@ def compare(
     console.print(table(results))
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
     return results
-
-
-def _run(job: Job, report: Callable[[int], None]) -> dict[str, Any]:
-    """One run, in a worker: its entry of results.json."""
-    begun = any((job.out / name).exists() for name in (CHECKPOINT, CONFIG, LOG))
-    try:
-        result = train(job.config, job.out, resume=begun, progress=False, on_step=report)
-    except (UserError, OSError):
-        raise
-    except Exception as error:
-        job.out.mkdir(parents=True, exist_ok=True)
-        (job.out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        raise RuntimeError(f"{type(error).__name__}: {error} (in full: {job.out / 'error.txt'})") from error
-    return {
-        "smoothing": job.config.smoothing,
-        "seed": job.config.seed,
-        "teacher_accuracy": result.teacher_accuracy,
-        "student_accuracy": result.student_accuracy,
-        "seconds": result.seconds,
-        "history": [{name: _number(value) for name, value in row.items()} for row in result.history],
-    }
-
-
-def _number(value: float) -> float | None:
-    """What JSON has no number for becomes null."""
-    return value if math.isfinite(value) else None
 
 
 def _default_workers(config: Config) -> int:
@@ -224,11 +188,11 @@ def _ages(out: Path, results: Results) -> dict[int, dict[str, Any]]:
     SE and STS of one seed share their draws, and so their ages; without either there is nothing to show.
     """
     ages = {}
-    for run in results["runs"]:
-        if run["smoothing"] in ("se", "sts") and run["seed"] not in ages:
-            path = out / "runs" / f"{run['smoothing']}-seed{run['seed']}" / CHECKPOINT
+    for entry in results["runs"]:
+        if entry["smoothing"] in ("se", "sts") and entry["seed"] not in ages:
+            path = out / "runs" / f"{entry['smoothing']}-seed{entry['seed']}" / CHECKPOINT
             _, _, teacher = restore(checkpoint.load(path), path)
             found = teacher.age()
             in_order = [name for name, _ in teacher.module.named_parameters() if name in found]
-            ages[run["seed"]] = {name: found[name].reshape(-1).numpy() for name in in_order}
+            ages[entry["seed"]] = {name: found[name].reshape(-1).numpy() for name in in_order}
     return ages

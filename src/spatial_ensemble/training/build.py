@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatial_ensemble import methods, networks
 from spatial_ensemble.data.images import ImageData
@@ -44,9 +45,14 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
         torch.manual_seed(derive_seed(config.seed, "weights"))
         backbone = networks.build(config.network, channels=data["channels"], size=data["size"])
         try:
-            return kind(backbone, len(data["classes"]), **config.options)
+            method = kind(backbone, len(data["classes"]), **config.options)
         except ValueError as error:
             raise UserError(f"{config.method}: {error}") from error
+    if config.batchnorm_momentum is not None:
+        for module in method.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = config.batchnorm_momentum
+    return method
 
 
 def build_teacher(config: Config, method: Method) -> Teacher:

@@ -28,6 +28,7 @@ class Config:
         skip_broken: leave out, and count, images that cannot be read; otherwise the first one is an error.
         labels: labelled images in all, the same number of each class; none takes every label.
         network: name of the backbone; none chooses by the size of the images.
+        batchnorm_momentum: how far a batch moves BatchNorm's running statistics, in [0, 1]; none: the network's own.
         smoothing: sts, se or tma, all from the one momentum and preserve_prob; tma-matched is the tma as fast as sts.
         momentum: m in [0, 1]; 0 replaces, 1 never changes.
         preserve_prob: p in [0, 1]; 0 preserves nothing.
@@ -63,6 +64,7 @@ class Config:
     skip_broken: bool = False
     labels: int | None = None
     network: str | None = None
+    batchnorm_momentum: float | None = None
     smoothing: SmoothingName = "sts"
     momentum: float = 0.999
     preserve_prob: float = 0.5
@@ -94,6 +96,7 @@ class Config:
                 raise UserError(f"{_flag(name)} must be at least 1, got {value}")
         for name, ok, what in (
             ("seed", self.seed >= 0, "at least 0"),
+            ("batchnorm_momentum", 0 <= (self.batchnorm_momentum or 0) <= 1, "a number in [0, 1]"),
             ("lr", math.isfinite(self.lr) and self.lr > 0, "a positive number"),
             ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or more"),
             ("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"from 0 to --steps ({self.steps})"),

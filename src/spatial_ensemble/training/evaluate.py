@@ -42,7 +42,7 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
 
 def evaluate(
     path: Path,
-    name: str,
+    name: str | None = None,
     folder: str | None = None,
     *,
     which: Which = "teacher",
@@ -54,7 +54,7 @@ def evaluate(
 
     Args:
         path: the checkpoint.
-        name: of the data set, as for `data.load`.
+        name: of the data set, as for `data.load`; None: that of its training.
         folder: where it lies.
         which: the teacher or the student.
         protocol: None takes the measure that its method is judged by.
@@ -74,6 +74,8 @@ def evaluate(
         raise UserError(
             f"{path} holds a network of {config.method}, which has no classifier: use --protocol knn or linear"
         )
+    if name is None:
+        name, folder = config.data, folder or config.path
     data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
     if data.channels != known["channels"]:
         raise UserError(f"{path} was trained on images of {known['channels']} channel(s), {name} has {data.channels}")

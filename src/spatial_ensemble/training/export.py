@@ -24,7 +24,7 @@ def export(path: Path, out: Path, *, which: Which = "teacher") -> None:
     Raises:
         UserError: no checkpoint, or no folder to write into.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder: give the name of a file" if out.is_dir() else f"cannot be written: no folder {out.parent}"
@@ -47,4 +47,4 @@ def export(path: Path, out: Path, *, which: Which = "teacher") -> None:
     }
     # Cloned, because safetensors refuses tensors that share memory (tied weights).
     weights = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-    checkpoint.write_whole(out, lambda temporary: save_file(weights, temporary, metadata))
+    checkpoint.write_whole(out, lambda temporary: temporary.write_bytes(save(weights, metadata)))

@@ -54,7 +54,7 @@ def tensorboard(folder: Path, first_step: int, wanted: bool) -> Iterator[Callabl
 
 @contextmanager
 def progress_bar(start: int, steps: int, shown: bool) -> Iterator[Callable[[int, Row], None]]:
-    """A function to call with the number of steps done and the latest row; silent unless standard error is a terminal."""
+    """A function to call with the steps done and the latest row; silent unless standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

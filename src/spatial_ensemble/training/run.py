@@ -23,7 +23,7 @@ from spatial_ensemble.smoothing.draw import derive_seed
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import build_method, build_teacher, describe, load_weights, own_random_state
 from spatial_ensemble.training.config import Config
-from spatial_ensemble.training.evaluate import measure
+from spatial_ensemble.training.evaluate import choose_device, measure
 from spatial_ensemble.training.logs import Row, progress_bar, tensorboard, write_csv
 from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
 
@@ -82,9 +82,7 @@ def train(
     started = time.monotonic()
     out = Path(out)
     saved = _open(out, resume)
-    data = load(config.data, config.path, image_size=config.image_size, skip_broken=config.skip_broken)
-    network = config.network or (saved["config"]["network"] if saved else default_network(data.size))
-    config = replace(config, network=network)
+    config, data = _resolve(config, saved["config"]["network"] if saved else None)
     if saved:
         _check_same(out, saved, config, describe(data))
         if saved["step"] >= config.steps:
@@ -92,6 +90,23 @@ def train(
     fabric = _fabric(config)
     with own_random_state(fabric.device), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         return _Run(config, out, data, fabric, saved, started).go(progress, on_step)
+
+
+def check(config: Config) -> None:
+    """Find whatever `train` would refuse in the configuration or its data, without training.
+
+    Raises:
+        UserError: as `train`.
+    """
+    config, data = _resolve(config, None)
+    choose_device(config.device)
+    _batches(config, data, build_method(config, describe(data)))
+
+
+def _resolve(config: Config, network: str | None) -> tuple[Config, ImageData]:
+    """The data, and the configuration with its network named."""
+    data = load(config.data, config.path, image_size=config.image_size, skip_broken=config.skip_broken)
+    return replace(config, network=config.network or network or default_network(data.size)), data
 
 
 class _Run:
@@ -102,7 +117,7 @@ class _Run:
     ) -> None:
         self.config, self.out, self.data, self.fabric, self.started = config, out, data, fabric, started
         self.method = build_method(config, describe(data))
-        self.batches = _batches(config, data, self.method, fabric)
+        self.batches = _batches(config, data, self.method, fabric.device, fabric.global_rank, fabric.world_size)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
         self.method.to(fabric.device)
@@ -221,12 +236,9 @@ def _fabric(config: Config) -> "Fabric":
     """Lightning's Fabric: this process alone, or the processes that torchrun started."""
     from lightning.fabric import Fabric
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    accelerator = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     processes, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(
-        accelerator=accelerator,
+        accelerator=choose_device(config.device).type,
         strategy="ddp" if processes > 1 else "auto",
         devices=local,
         num_nodes=processes // local,
@@ -236,7 +248,14 @@ def _fabric(config: Config) -> "Fabric":
     return fabric
 
 
-def _batches(config: Config, data: ImageData, method: Method, fabric: "Fabric") -> Batches:
+def _batches(
+    config: Config,
+    data: ImageData,
+    method: Method,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> Batches:
     if config.labels is not None and not method.labelled_views:
         raise UserError(f"{config.method} learns without labels: leave out --labels")
     labelled = balanced_indices(data.train.labels, config.labels, data.classes, config.seed)
@@ -255,9 +274,9 @@ def _batches(config: Config, data: ImageData, method: Method, fabric: "Fabric") 
         mean=data.mean,
         std=data.std,
         seed=config.seed,
-        device=fabric.device,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+        device=device,
+        rank=rank,
+        world_size=world_size,
     )
 
 
