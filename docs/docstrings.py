@@ -1,4 +1,4 @@
-"""Shows the docstrings' own headings, `Example:` and `Source:`, which the Google style of mkdocstrings does not know."""
+"""Shows the docstrings' own headings, `Example:` and `Source:`, which mkdocstrings does not know."""
 
 import re
 from typing import Any
