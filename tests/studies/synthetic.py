@@ -20,7 +20,12 @@ def synthetic_results(seeds: int = 3, steps: int = 400, every: int = 40) -> dict
             history = []
             for step in range(every, steps + 1, every):
                 level = top - 80 * math.exp(-step / (40 + 10 * number)) + float(draw.standard_normal()) / 2
-                row = {"step": step, "teacher_accuracy": level, "student_accuracy": level - 1 - gain / 2, "loss": 2 / step}
+                row = {
+                    "step": step,
+                    "teacher_accuracy": level,
+                    "student_accuracy": level - 1 - gain / 2,
+                    "loss": 2 / step,
+                }
                 history.append(row)
             last = history[-1]
             accuracies = {name: last[name] for name in ("teacher_accuracy", "student_accuracy")}
@@ -47,6 +52,8 @@ def synthetic_ages(seeds: int = 3, layers: int = 5, preserve_prob: float = 0.5) 
     """By seed and name of the tensor: geometric ages, as the draws give them."""
     names = [f"backbone.layers.{layer}.{part}" for layer in range(layers) for part in ("weight", "bias")]
     return {
-        seed: {name: np.random.default_rng([seed, i]).geometric(1 - preserve_prob, 1) - 1 for i, name in enumerate(names)}
+        seed: {
+            name: np.random.default_rng([seed, i]).geometric(1 - preserve_prob, 1) - 1 for i, name in enumerate(names)
+        }
         for seed in range(seeds)
     }

@@ -100,10 +100,9 @@ def _serve(work: Work, connection: Connection) -> None:
         while (job := connection.recv()) is not None:
             try:
                 connection.send(("result", work(job, lambda number: connection.send(("report", number)))))
-            except UserError as error:
-                connection.send(("failed", str(error)))
             except Exception as error:
-                connection.send(("failed", " ".join(f"{type(error).__name__}: {error}".split())))
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                connection.send(("failed", " ".join(f"{kind}{error}".split())))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
 

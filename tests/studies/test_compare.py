@@ -1,0 +1,203 @@
+"""A study from the first command to the last: what is written, what is resumed, and what is refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.studies import compare as module
+from spatial_ensemble.studies.compare import compare
+from spatial_ensemble.studies.pool import Event
+from spatial_ensemble.studies.statistics import paired_differences, summarise
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.recipes import fixmatch_digits
+
+PROGRAM = Path(sys.executable).with_name("spatial-ensemble")
+SETTINGS = {"steps": 150, "eval_every": 10, "checkpoint_every": 10, "batch_size": 10, "device": "cpu"}
+TINY = replace(fixmatch_digits(), **SETTINGS)
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()] + ["--unlabelled-ratio=1"]
+NAMES = ("tma", "sts")
+Study = tuple[Path, str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study of two smoothings and two seeds that was interrupted once: folder, what it printed, results.json.
+
+    One checkpoint of the interrupted run is marked by a loss of 12345.
+    """
+    out = tmp_path_factory.mktemp("here") / "study"
+    command = [PROGRAM, "compare", *FLAGS, "--seeds=2", "--smoothings", *NAMES, "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (saved := list(out.glob("runs/*/last.ckpt"))) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the program and all its workers
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (130, "")
+    assert re.fullmatch(r"spatial-ensemble: stopped; \d of 4 runs are finished and kept in .*\n", errors)
+
+    assert {path.name for path in out.glob("runs/*/*") if path.is_file()} == {"config.yaml", "last.ckpt", "log.csv"}
+    content = checkpoint.load(saved[0])
+    assert 0 < content["step"] < TINY.steps
+    content["history"][0]["loss"] = 12345.0
+    del content["format"]
+    checkpoint.save(saved[0], content)
+
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")  # no bars where there is no terminal
+    return out, done.stdout, read(out)
+
+
+def read(out: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is not strict JSON")
+
+    results: dict[str, Any] = json.loads((out / "results.json").read_text(), parse_constant=refuse)
+    return results
+
+
+def configuration(results: dict[str, Any]) -> Config:
+    return Config.from_dict(results["config"])
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a study one after the other in this process, which spares the start of others."""
+
+    def serial(work: Any, jobs: list[Any], workers: int) -> Iterator[Event]:
+        for number, job in enumerate(jobs):
+            yield Event(number, work(job, lambda step: None), result=True)
+
+    monkeypatch.setattr(module, "run_jobs", serial)
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_an_interrupted_run_goes_on_from_its_checkpoint(study: Study) -> None:
+    _, _, results = study
+    first = [run["history"][0]["loss"] for run in results["runs"]]
+    assert first.count(12345.0) == 1  # the mark: had the run begun anew, it would be gone
+    for run in results["runs"]:
+        assert [row["step"] for row in run["history"]] == list(range(10, 151, 10))
+
+
+def test_results_json_is_as_designed(study: Study) -> None:
+    _, _, results = study
+    assert list(results) == ["config", "versions", "runs", "summary", "paired"]
+    assert replace(configuration(results), options={}) == TINY
+    assert results["config"]["unlabelled_ratio"] == 1
+    assert results["versions"]["torch"] == version("torch")
+    keys = ["smoothing", "seed", "teacher_accuracy", "student_accuracy", "seconds", "history"]
+    assert [list(run) for run in results["runs"]] == [keys] * 4
+    assert [(run["smoothing"], run["seed"]) for run in results["runs"]] == [(name, k) for name in NAMES for k in (0, 1)]
+    for run in results["runs"]:
+        assert {"step", "teacher_accuracy", "student_accuracy", "loss"} <= set(run["history"][0])
+        assert run["history"][-1]["teacher_accuracy"] == run["teacher_accuracy"]
+        assert 0 <= run["teacher_accuracy"] <= 100 and run["seconds"] > 0
+    assert results["summary"] == summarise(results["runs"])
+    assert results["paired"] == paired_differences(results["runs"])
+    assert list(results["paired"][0]) == ["smoothing", "baseline", "mean_difference", "ci95", "p_value", "seeds"]
+
+
+def test_report_figures_and_every_run_are_there(study: Study) -> None:
+    out, printed, _ = study
+    for name in ("report.html", "figures/accuracy.png", "figures/differences.png", "figures/ages.png"):
+        assert (out / name).stat().st_size > 1000
+    for name in NAMES:
+        for seed in (0, 1):
+            run = out / "runs" / f"{name}-seed{seed}"
+            assert checkpoint.load(run / "last.ckpt")["step"] == TINY.steps
+            assert len((run / "log.csv").read_text().splitlines()) == 16
+            assert f"smoothing: {name}\n" in (run / "config.yaml").read_text()
+    assert all(text in printed for text in ("minus tma", "sts", "2 matched seeds", str(out / "report.html")))
+
+
+def test_a_second_call_does_only_what_is_missing(
+    study: Study, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study[0], out)
+    before = files(out / "runs")
+    shutil.rmtree(out / "runs" / "sts-seed1")
+    results = compare(configuration(study[2]), out, seeds=2, smoothings=NAMES)
+    assert capsys.readouterr().out.replace(str(out), "") == study[1].replace(str(study[0]), "")
+    after = files(out / "runs")
+    assert {name for name in after if before.get(name) != after[name]} == {
+        n for n in after if n.startswith("sts-seed1/")
+    }
+    for run, again in zip(study[2]["runs"], results["runs"], strict=True):
+        assert run["teacher_accuracy"] == again["teacher_accuracy"]  # also of the run that was done anew
+    assert results == read(out)
+
+
+@pytest.mark.parametrize(("field", "value"), [("lr", 0.5), ("steps", 8), ("unit", "channel")])
+def test_another_configuration_is_refused_and_nothing_is_touched(study: Study, field: str, value: Any) -> None:
+    out, before = study[0], files(study[0])
+    message = f"{out} holds another study (--{field} {getattr(TINY, field)}, not {value}): choose another --out"
+    with pytest.raises(UserError, match=re.escape(message)):
+        compare(replace(configuration(study[2]), **{field: value}), out, seeds=2)
+    assert files(out) == before
+
+
+def test_a_run_of_another_study_is_refused_before_any_starts(study: Study, tmp_path: Path, in_process: None) -> None:
+    shutil.copytree(study[0] / "runs" / "sts-seed1", tmp_path / "runs" / "sts-seed1")
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"sts-seed1 holds another study \(--lr 0.03, not 0.5\)"):
+        compare(replace(configuration(study[2]), lr=0.5), tmp_path, seeds=2)
+    assert files(tmp_path) == before
+
+
+def test_what_cannot_be_a_study_is_refused(tmp_path: Path) -> None:
+    config = fixmatch_digits()
+    with pytest.raises(UserError, match="--seeds must be at least 1, got 0"):
+        compare(config, tmp_path / "new", seeds=0)
+    with pytest.raises(UserError, match="--workers must be at least 1, got -1"):
+        compare(config, tmp_path / "new", workers=-1)
+    with pytest.raises(UserError, match=r"--smoothing must be one of .* got 'ema'"):
+        compare(config, tmp_path / "new", smoothings=["ema"])  # type: ignore[list-item]
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        compare(config, tmp_path / "file")
+    (tmp_path / "results.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="was not written by compare"):
+        compare(config, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "results.json"]
+
+
+def test_a_failing_run_is_one_line_with_the_rest_in_a_file(tmp_path: Path, in_process: None) -> None:
+    config = replace(TINY, method="spy.Broken", labels=None, options={})
+    with pytest.raises(UserError) as caught:
+        compare(config, tmp_path, seeds=1, smoothings=["se"])
+    assert "one (in full: " in str(caught.value) and "0 of 1 runs are finished and kept" in str(caught.value)
+    assert 'raise IndexError("the second' in (tmp_path / "runs" / "se-seed0" / "error.txt").read_text()
+
+
+def test_a_method_without_labels_is_judged_by_its_neighbours(tmp_path: Path, in_process: None) -> None:
+    config = replace(TINY, method="spy.Unlabelled", labels=None, options={}, steps=2)
+    results = compare(config, tmp_path, seeds=1, smoothings=["se"])
+    assert 50 < results["runs"][0]["teacher_accuracy"] <= 100  # digits have good neighbours under almost any features
+    assert results["paired"] == [] and results["summary"][0]["ci95"] is None
+    assert "kNN accuracy" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,73 @@
+"""Jobs over spawned processes: all results, one torch thread, one clear line for what goes wrong, nothing left."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.studies.pool import run_jobs
+
+Report = Callable[[int], None]
+
+
+def square(job: int, report: Report) -> tuple[int, int, int]:
+    report(job)
+    return job * job, torch.get_num_threads(), os.getpid()
+
+
+def fail(job: str, report: Report) -> None:
+    if job == "user":
+        raise UserError("no such colour")
+    raise RuntimeError("two\nlines")
+
+
+def die(job: str, report: Report) -> None:
+    report(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(job: str, report: Report) -> None:
+    report(0)
+    time.sleep(60)
+
+
+def test_every_job_reports_and_returns_from_another_process_with_one_thread() -> None:
+    events = list(run_jobs(square, [2, 3, 5], workers=2))
+    assert sorted((event.job, event.value) for event in events if not event.result) == [(0, 2), (1, 3), (2, 5)]
+    results = {event.job: event.value for event in events if event.result}
+    assert {job: square for job, (square, _, _) in results.items()} == {0: 4, 1: 9, 2: 25}
+    assert {threads for _, threads, _ in results.values()} == {1}
+    assert os.getpid() not in {pid for _, _, pid in results.values()}
+
+
+@pytest.mark.parametrize(
+    ("work", "job", "message"),
+    [
+        (fail, "user", "user: no such colour"),
+        (fail, "other", "other: RuntimeError: two lines"),
+        (die, "third", "third: its process ended early (signal 9: out of memory?)"),
+    ],
+)
+def test_a_failure_is_one_line_that_names_the_job(work: Callable, job: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list(run_jobs(work, [job], workers=1))
+    assert str(caught.value) == message
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_ends_the_workers() -> None:
+    events = run_jobs(sleep, ["long"], workers=1)
+    assert next(events).value == 0  # the job is at work
+    started = time.monotonic()
+    events.close()
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - started < 30  # it did not sleep to its end
+
+
+def test_no_jobs_need_no_process() -> None:
+    assert list(run_jobs(square, [], workers=4)) == []
