@@ -35,10 +35,15 @@ TeacherNorm = Literal["running", "batch"]
 Choice = TypeVar("Choice", bound=str)
 
 
+def require(ok: bool, name: str, value: object, what: str) -> None:
+    """Refuse an option's value, and say what to use."""
+    if not ok:
+        raise UserError(f"{name} {value}: use {what}")
+
+
 def one_of(name: str, value: Choice, choices: object) -> Choice:
     """The value, if it is one of the choices of a Literal."""
-    if value not in get_args(choices):
-        raise UserError(f"{name} '{value}': use {' or '.join(get_args(choices))}")
+    require(value in get_args(choices), name, f"'{value}'", " or ".join(get_args(choices)))
     return value
 
 

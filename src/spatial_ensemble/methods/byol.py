@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, spread, targets
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, spread, targets
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -22,7 +22,7 @@ def regression_loss(predictions: Tensor, projections: Tensor) -> Tensor:
 
     Source: Grill et al. 2020, equation 2.
     """
-    return 2 - 2 * F.cosine_similarity(predictions, projections, dim=1).mean()
+    return 2 - 2 * F.cosine_similarity(predictions.float(), projections.float(), dim=1).mean()
 
 
 class BYOL(Method):
@@ -53,6 +53,8 @@ class BYOL(Method):
         from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 
         super().__init__()
+        require(hidden_dim >= 1, "hidden_dim", hidden_dim, "1 or more")
+        require(projection_dim >= 1, "projection_dim", projection_dim, "1 or more")
         projector = BYOLProjectionHead(num_features(backbone), hidden_dim, projection_dim)
         self.student = Student(backbone, projector)
         self.predictor = BYOLPredictionHead(projection_dim, hidden_dim, projection_dim)

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, targets
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, targets
 from spatial_ensemble.smoothing.schedule import linear
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -81,7 +80,7 @@ class DINO(Method):
         student_temperature: of the student's softmax, above 0.
         teacher_temperature: of the teacher's softmax, above 0.
         warmup_teacher_temperature: the same at step 0.
-        warmup_steps: steps over which the teacher's temperature goes from the one to the other, 0 for at once.
+        temperature_warmup_steps: steps in which the teacher's temperature goes from the one to the other, 0 for none.
         centre_momentum: c, in [0, 1].
         freeze_last_layer_steps: steps during which the head's last layer stays as it is (the original: one epoch).
         teacher_norm: what the teacher's BatchNorm, if it has any, uses: its smoothed statistics ("running") or those of
@@ -103,24 +102,33 @@ class DINO(Method):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         warmup_teacher_temperature: float = 0.04,
-        warmup_steps: int = 0,
+        temperature_warmup_steps: int = 0,
         centre_momentum: float = 0.9,
         freeze_last_layer_steps: int = 0,
         teacher_norm: TeacherNorm = "running",
     ) -> None:
         super().__init__()
-        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if locals()[name] <= 0:
-                raise UserError(f"{name} {locals()[name]}: use a number above 0")
-        if not 0 <= centre_momentum <= 1:
-            raise UserError(f"centre_momentum {centre_momentum}: use a number from 0 to 1")
-        if local_crops < 0:
-            raise UserError(f"local_crops {local_crops}: use 0 or more")
+        sizes = {"out_dim": out_dim, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
+        for name, dim in sizes.items():
+            require(dim >= 1, name, dim, "1 or more")
+        temperatures = {
+            "student_temperature": student_temperature,
+            "teacher_temperature": teacher_temperature,
+            "warmup_teacher_temperature": warmup_teacher_temperature,
+        }
+        for name, temperature in temperatures.items():
+            require(temperature > 0, name, temperature, "a number above 0")
+        require(local_crops >= 0, "local_crops", local_crops, "0 or more")
+        require(temperature_warmup_steps >= 0, "temperature_warmup_steps", temperature_warmup_steps, "0 or more")
+        require(freeze_last_layer_steps >= 0, "freeze_last_layer_steps", freeze_last_layer_steps, "0 or more")
+        require(0 <= centre_momentum <= 1, "centre_momentum", centre_momentum, "a number from 0 to 1")
         self.unlabelled_views = ("dino_global_1", "dino_global_2", *["dino_local"] * local_crops)
         self.student = Student(backbone, DINOHead(num_features(backbone), hidden_dim, bottleneck_dim, out_dim))
         self.register_buffer("centre", torch.zeros(out_dim))
         self.student_temperature = student_temperature
-        self.teacher_temperature = linear(warmup_teacher_temperature, teacher_temperature, max(1, warmup_steps))
+        self.teacher_temperature = linear(
+            warmup_teacher_temperature, teacher_temperature, max(1, temperature_warmup_steps)
+        )
         self.centre_momentum = centre_momentum
         self.freeze_last_layer_steps = freeze_last_layer_steps
         self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)

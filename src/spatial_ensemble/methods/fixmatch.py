@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.base import Method, Student, classifier, one_of
+from spatial_ensemble.methods.base import Method, Student, classifier, one_of, require
 from spatial_ensemble.smoothing.teacher import Teacher
 
 LabelsFrom = Literal["teacher", "student"]
@@ -29,9 +28,9 @@ def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: flo
 
     Source: Sohn et al. 2020, equation 4.
     """
-    confidence, labels = weak_logits.detach().softmax(dim=1).max(dim=1)
+    confidence, labels = weak_logits.detach().float().softmax(dim=1).max(dim=1)
     mask = (confidence >= threshold).float()
-    losses = F.cross_entropy(strong_logits, labels, reduction="none")
+    losses = F.cross_entropy(strong_logits.float(), labels, reduction="none")
     return (losses * mask).mean(), mask.mean()
 
 
@@ -67,10 +66,9 @@ class FixMatch(Method):
         labels_from: LabelsFrom = "teacher",
     ) -> None:
         super().__init__()
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold {threshold}: use a confidence from 0 to 1")
-        if unlabelled_ratio < 1:
-            raise UserError(f"unlabelled_ratio {unlabelled_ratio}: use 1 or more unlabelled images for a labelled one")
+        require(0 <= threshold <= 1, "threshold", threshold, "a confidence from 0 to 1")
+        require(unlabelled_weight >= 0, "unlabelled_weight", unlabelled_weight, "0 or more")
+        require(unlabelled_ratio >= 1, "unlabelled_ratio", unlabelled_ratio, "1 or more")
         self.student = Student(backbone, classifier(backbone, num_classes))
         self.threshold = threshold
         self.unlabelled_weight = unlabelled_weight
@@ -86,7 +84,7 @@ class FixMatch(Method):
             logits, weak_logits, strong_logits = self.student(torch.cat([labelled, weak, strong])).tensor_split(
                 [len(labelled), len(labelled) + len(weak)]
             )
-        loss_labelled = F.cross_entropy(logits, batch.labels)
+        loss_labelled = F.cross_entropy(logits.float(), batch.labels)
         loss_unlabelled, mask_rate = pseudo_label_loss(weak_logits, strong_logits, self.threshold)
         loss = loss_labelled + self.unlabelled_weight * loss_unlabelled
         metrics = {"loss_labelled": loss_labelled, "loss_unlabelled": loss_unlabelled, "mask_rate": mask_rate}

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, classifier, one_of, targets
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, classifier, one_of, require, targets
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -65,10 +64,9 @@ class MeanTeacher(Method):
         teacher_norm: TeacherNorm = "running",
     ) -> None:
         super().__init__()
-        if consistency_weight < 0:
-            raise UserError(f"consistency_weight {consistency_weight}: use 0 or more")
-        if unlabelled_ratio < 1:
-            raise UserError(f"unlabelled_ratio {unlabelled_ratio}: use 1 or more unlabelled images for a labelled one")
+        require(consistency_weight >= 0, "consistency_weight", consistency_weight, "0 or more")
+        require(ramp_up_steps >= 0, "ramp_up_steps", ramp_up_steps, "0 or more")
+        require(unlabelled_ratio >= 1, "unlabelled_ratio", unlabelled_ratio, "1 or more")
         self.student = Student(backbone, classifier(backbone, num_classes))
         self.consistency_weight = consistency_weight
         self.ramp_up_steps = ramp_up_steps
@@ -78,7 +76,7 @@ class MeanTeacher(Method):
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         views, teacher_views = (torch.cat(pair) for pair in zip(batch.labelled, batch.unlabelled, strict=True))
         logits = self.student(views)
-        loss_labelled = F.cross_entropy(logits[: len(batch.labels)], batch.labels)
+        loss_labelled = F.cross_entropy(logits[: len(batch.labels)].float(), batch.labels)
         consistency = consistency_loss(logits, targets(teacher, teacher_views, self.teacher_norm))
         weight = self.consistency_weight * ramp_up(batch.step, self.ramp_up_steps)
         metrics = {"loss_labelled": loss_labelled.detach(), "consistency": consistency.detach()}

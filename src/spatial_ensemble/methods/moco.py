@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, spread, targets
+from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, spread, targets
 from spatial_ensemble.smoothing.draw import generator
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -29,7 +29,6 @@ def contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: 
     Source: He et al. 2020, equation 1.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = queries.float(), keys.float()
         own = (queries * keys).sum(dim=1, keepdim=True)
         logits = torch.cat([own, queries @ queue.T], dim=1) / temperature
         return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
@@ -77,10 +76,11 @@ class MoCo(Method):
         from lightly.models.modules.heads import MoCoProjectionHead
 
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"temperature {temperature}: use a number above 0, such as 0.2")
-        if shuffle_groups < 1:
-            raise UserError(f"shuffle_groups {shuffle_groups}: use 1 or more")
+        require(hidden_dim >= 0, "hidden_dim", hidden_dim, "0 or more")
+        require(dim >= 1, "dim", dim, "1 or more")
+        require(queue_size >= 1, "queue_size", queue_size, "1 or more")
+        require(temperature > 0, "temperature", temperature, "a number above 0")
+        require(shuffle_groups >= 1, "shuffle_groups", shuffle_groups, "1 or more")
         features = num_features(backbone)
         self.student = Student(backbone, MoCoProjectionHead(features, hidden_dim or features, dim))
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, dim), dim=1))
@@ -97,8 +97,8 @@ class MoCo(Method):
         queue = self.queue.clone()
         losses, all_keys = [], []
         for number, (query_view, key_view) in enumerate(pairs):
-            queries = F.normalize(self.student(query_view), dim=1)
-            keys = F.normalize(self._keys(teacher, key_view, batch.step, number), dim=1)
+            queries = F.normalize(self.student(query_view).float(), dim=1)
+            keys = F.normalize(self._keys(teacher, key_view, batch.step, number).float(), dim=1)
             losses.append(contrastive_loss(queries, keys, queue, self.temperature))
             all_keys.append(keys)
         self.enqueue(torch.cat(all_keys))
@@ -112,7 +112,7 @@ class MoCo(Method):
             dist.all_gather_into_tensor(everyone, keys.contiguous())
             keys = everyone
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue.index_copy_(0, places, keys.to(self.queue.dtype))
+        self.queue.index_copy_(0, places, keys)
         self.position.add_(len(keys)).remainder_(len(self.queue))
 
     def _keys(self, teacher: Teacher, images: Tensor, step: int, number: int) -> Tensor:

@@ -1,0 +1,134 @@
+"""DINO's loss against plain loops and lightly's, its centre, its temperature and its head."""
+
+import copy
+import math
+
+import pytest
+import torch
+from lightly.loss.dino_loss import DINOLoss
+from tiny import CLASSES, build, make_batch
+
+from spatial_ensemble import networks
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.dino import DINO, DINOHead, cross_view_loss
+
+
+def softmax(row: list[float], temperature: float) -> list[float]:
+    exponentials = [math.exp(z / temperature) for z in row]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def reference(student: torch.Tensor, teacher: torch.Tensor, centre: torch.Tensor, temperature: float) -> float:
+    """Of logits [crops, B, K] and [2, B, K], image by image and pair by pair."""
+    losses = []
+    for i in range(student.shape[1]):
+        for t in range(2):
+            for s in range(len(student)):
+                if s != t:
+                    target = softmax((teacher[t, i] - centre).tolist(), temperature)
+                    prediction = softmax(student[s, i].tolist(), 0.1)
+                    losses.append(-sum(p * math.log(q) for p, q in zip(target, prediction, strict=True)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("crops", [2, 5])
+def test_cross_view_loss(crops: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(crops, 3, 7, generator=draw), torch.randn(2, 3, 7, generator=draw)
+    centre = torch.randn(7, generator=draw)
+    loss = cross_view_loss(student / 0.1, ((teacher - centre) / 0.04).softmax(dim=2))
+    assert loss.item() == pytest.approx(reference(student, teacher, centre, 0.04), rel=1e-4)
+    lightly = DINOLoss(output_dim=7, teacher_temp=0.04)
+    lightly.center.copy_(centre)
+    torch.testing.assert_close(loss, lightly(list(teacher), list(student)))
+
+
+@pytest.mark.parametrize(("step", "temperature"), [(0, 0.07), (2, 0.055), (4, 0.04), (9, 0.04)])
+def test_whole_loss_and_the_teachers_temperature(step: int, temperature: float) -> None:
+    method, teacher = build("dino")
+    method.teacher_temperature = DINO(
+        networks.build("small", channels=3, size=8),
+        CLASSES,
+        warmup_teacher_temperature=0.07,
+        temperature_warmup_steps=4,
+    ).teacher_temperature
+    method.centre.normal_(generator=torch.Generator().manual_seed(1))
+    batch = make_batch(method, step)
+    twin = copy.deepcopy(method)
+    global_crops, local_crops = torch.cat(batch.unlabelled[:2]), torch.cat(batch.unlabelled[2:])
+    student = torch.cat([twin.student(global_crops), twin.student(local_crops)]).unflatten(0, (5, -1))
+    answers = teacher(global_crops).unflatten(0, (2, -1))
+    expected = reference(student, answers, twin.centre, temperature)
+    assert method(batch, teacher)[0].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_centre_is_a_saved_moving_average_of_the_teachers_logits() -> None:
+    method, teacher = build("dino")
+    expected = torch.zeros(24)
+    for step in range(3):
+        batch = make_batch(method, step)
+        mean = torch.stack([teacher(crop).mean(dim=0) for crop in batch.unlabelled[:2]]).mean(dim=0)
+        expected = 0.9 * expected + 0.1 * mean
+        method(batch, teacher)
+    torch.testing.assert_close(method.centre, expected)
+    assert torch.equal(method.state_dict()["centre"], method.centre)
+
+
+def test_last_layer_is_frozen_at_first() -> None:
+    method, teacher = build("dino")
+    method.freeze_last_layer_steps = 2
+    losses = {}
+    for step in (1, 2):
+        method.zero_grad()
+        batch = make_batch(method)._replace(step=step)
+        twin, twin_teacher = copy.deepcopy((method, teacher))
+        twin.teacher_temperature = lambda step: 0.04
+        loss, _ = twin(batch, twin_teacher)
+        loss.backward()
+        losses[step] = loss.item()
+        assert twin.student.head.last.weight.grad.any() == (step == 2)
+        assert twin.student.head.layers[0].weight.grad.any()
+    assert losses[1] == losses[2]
+
+
+def test_head_gives_cosines_with_the_rows_of_its_last_layer() -> None:
+    head = DINOHead(6, 8, 4, 10)
+    x = torch.randn(3, 6)
+    expected = torch.cosine_similarity(head.layers(x)[:, None], head.last.weight[None], dim=2)
+    torch.testing.assert_close(head(x), expected)
+    assert copy.deepcopy(head).last.weight.is_leaf
+
+
+def test_crops_of_two_sizes_pass_through_a_vision_transformer() -> None:
+    network = networks.build("vit-mini", channels=3, size=16)
+    method = DINO(network, CLASSES, hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2)
+    from spatial_ensemble import Teacher, temporal_moving_average
+
+    teacher = Teacher(method.student, temporal_moving_average(0.9))
+    batch = make_batch(method)
+    crops = tuple(torch.randn(2, 3, size, size) for size in (16, 16, 8, 8))
+    loss, _ = method(batch._replace(unlabelled=crops), teacher)
+    loss.backward()
+    assert loss.isfinite() and network.pos_embed.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"student_temperature": 0.0},
+        {"teacher_temperature": -1.0},
+        {"warmup_teacher_temperature": 0.0},
+        {"centre_momentum": 1.5},
+        {"local_crops": -1},
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        DINO(networks.build("small", channels=3, size=8), CLASSES, **options)
+
+
+def test_centre_is_averaged_in_a_process_group(process_group: None) -> None:
+    method, _ = build("dino")
+    logits = torch.randn(4, 24)
+    method.update_centre(logits)
+    torch.testing.assert_close(method.centre, 0.1 * logits.mean(dim=0))

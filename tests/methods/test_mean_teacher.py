@@ -1,0 +1,43 @@
+"""Mean Teacher against its formula in NumPy."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tiny import build, make_batch
+
+from spatial_ensemble.methods.mean_teacher import consistency_loss, ramp_up
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_consistency_is_the_mean_squared_difference_of_probabilities() -> None:
+    a, b = (torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    expected = np.mean((softmax(a.numpy()) - softmax(b.numpy())) ** 2)
+    assert consistency_loss(a, b).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_ramp_up() -> None:
+    assert [round(ramp_up(step, 10), 6) for step in (0, 5, 10, 99)] == [0.006738, 0.286505, 1.0, 1.0]
+    values = [ramp_up(step, 10) for step in range(12)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, np.exp(-5)), (2, np.exp(-5 * 0.6**2)), (5, 1.0), (50, 1.0)])
+def test_whole_loss(step: int, factor: float) -> None:
+    method, teacher = build("mean_teacher")
+    batch = make_batch(method, step)
+    (labelled, labelled_again), (unlabelled, unlabelled_again) = batch.labelled, batch.unlabelled
+    logits = copy.deepcopy(method.student)(torch.cat([labelled, unlabelled])).detach().numpy()
+    answers = teacher(torch.cat([labelled_again, unlabelled_again])).numpy()
+    probabilities = softmax(logits)
+    supervised = -np.mean([np.log(probabilities[i, label]) for i, label in enumerate(batch.labels.tolist())])
+    consistency = np.mean((probabilities - softmax(answers)) ** 2)
+    loss, metrics = method(batch, teacher)
+    assert loss.item() == pytest.approx(supervised + 100 * factor * consistency, rel=1e-4)
+    assert metrics["loss_labelled"].item() == pytest.approx(supervised, rel=1e-4)
+    assert metrics["consistency"].item() == pytest.approx(consistency, rel=1e-4)
