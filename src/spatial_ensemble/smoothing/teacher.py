@@ -262,6 +262,7 @@ def _copy(student: nn.Module) -> nn.Module:
         raise ValueError(
             "the student has uninitialised lazy parameters; run one batch through it before Teacher(student)"
         )
+    reshard(student)  # or refuse what fully_shard did not shard
     if is_fsdp(student):
         raise ValueError(
             "the student is sharded by fully_shard, and such a module cannot be copied. Either build the teacher first "

@@ -1,0 +1,109 @@
+"""DistributedDataParallel: every rank updates its own teacher from equal students, and all stay equal to the bit."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from networks import RULE, UNITS, batch, copied, differences, group_norm, local, sgd, train_step, uneven
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from world import World
+
+from spatial_ensemble import Teacher
+
+STEPS = 20
+
+
+def rank_train(unit: str) -> tuple[object, ...]:
+    student = DistributedDataParallel(uneven(norm=group_norm))
+    teacher = Teacher(student, RULE, unit=unit, seed=7)
+    optimizer, states = sgd(student), []
+    for step in range(STEPS):
+        train_step(student, optimizer, batch(step, dist.get_rank()))  # data of this rank
+        teacher.update(student)
+        states.append(copied(student.module.state_dict()))
+    return copied(teacher.module.state_dict()), states, teacher.fingerprint(), teacher.verify_ranks()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_teachers_are_equal_on_all_ranks_and_in_one_process(world: World, unit: str):
+    (first, states, fingerprint, deviations), *others = world(rank_train, unit)
+    for other, _, other_fingerprint, other_deviations in others:
+        assert differences(first, other) == []
+        assert (other_fingerprint, other_deviations) == (fingerprint, {})
+    assert deviations == {}
+    student = uneven(norm=group_norm)
+    alone = Teacher(student, RULE, unit=unit, seed=7)
+    for state in states:
+        student.load_state_dict(state)
+        alone.update(student)
+    assert differences(alone.module.state_dict(), first) == []
+    assert alone.fingerprint() == fingerprint
+    assert differences(states[0], states[-1]) != []  # the students did move
+
+
+def flip_one_bit(tensor: torch.Tensor) -> None:
+    tensor.view(-1).view(torch.uint8)[0] ^= 1
+
+
+def rank_flip(culprit: int) -> tuple[object, ...]:
+    student = uneven()
+    teacher = Teacher(student, RULE)
+    teacher.update(student)
+    right = teacher.fingerprint()
+    if dist.get_rank() == culprit:
+        flip_one_bit(teacher.module.out.weight)
+        flip_one_bit(teacher.module.norm.num_batches_tracked)
+    wrong = teacher.fingerprint()
+    return (
+        teacher.verify_ranks(),
+        teacher.repair(),
+        teacher.verify_ranks(),
+        wrong == right,
+        teacher.fingerprint() == right,
+    )
+
+
+@pytest.mark.parametrize("culprit", [0, 3])
+def test_one_flipped_bit_is_found_and_mended_by_the_majority(world4: World, culprit: int):
+    deviation = {culprit: ["again.weight", "norm.num_batches_tracked"]}  # a tied weight goes by the first of its names
+    for rank, answer in enumerate(world4(rank_flip, culprit)):
+        assert answer == (deviation, deviation, {}, rank != culprit, True)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_of_two_ranks_the_lowest_is_taken_to_be_right(worlds: dict[int, World], culprit: int):
+    deviation = {1: ["again.weight", "norm.num_batches_tracked"]}
+    for rank, (named, mended, after, same, right) in enumerate(worlds[2](rank_flip, culprit)):
+        assert (named, mended, after, same) == (deviation, deviation, {}, rank != culprit)
+        assert right == (culprit == 1)  # two ranks cannot tell who is wrong; they do agree again
+
+
+def rank_batch_norm() -> tuple[object, ...]:
+    student = DistributedDataParallel(uneven())
+    teacher = Teacher(student, RULE)
+    optimizer = sgd(student)
+    for step in range(3):
+        train_step(student, optimizer, batch(step, dist.get_rank()))
+        teacher.update(student)
+    return teacher.verify_ranks(), teacher.repair(), teacher.verify_ranks()
+
+
+def test_running_statistics_that_are_not_synchronised_are_named(worlds: dict[int, World]):
+    deviation = {1: ["norm.running_mean", "norm.running_var"]}
+    assert worlds[2](rank_batch_norm) == [(deviation, deviation, {})] * 2
+
+
+def rank_dtypes() -> dict[int, list[str]]:
+    teacher = Teacher(nn.ParameterList([torch.zeros(3, dtype=dtype) for dtype in DTYPES]), RULE)
+    if dist.get_rank() == 1:
+        for tensor in teacher.module.parameters():
+            local(tensor).fill_(1)
+    return teacher.repair() | {-1: [str(tensor.sum().item()) for tensor in teacher.module.parameters()]}
+
+
+DTYPES = (torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+
+
+def test_repair_carries_every_dtype(worlds: dict[int, World]):
+    names = [str(i) for i in range(len(DTYPES))]
+    assert worlds[2](rank_dtypes) == [{1: names, -1: ["0.0", "0.0", "0.0", "0j"]}] * 2
