@@ -47,7 +47,8 @@ def linear_probe(
         A module from features [B, D] to logits [B, classes], in eval mode.
     """
     batch_size = min(batch_size, len(features))
-    linear = nn.Linear(features.shape[1], classes)
+    # Without torch's own initial values, which would move its global generator.
+    linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
     nn.init.normal_(linear.weight, std=0.01, generator=generator(seed, "linear probe"))
     nn.init.zeros_(linear.bias)
     probe = nn.Sequential(linear, nn.BatchNorm1d(classes)) if protocol.norm else nn.Sequential(linear)
