@@ -44,6 +44,7 @@ def save(
         f"- configuration: {configuration}",
         f"- versions: Python {platform.python_version()}, {versions}",
         f"- hardware: {machine()}",
+        f"- processes waiting for a core while it ran (load average): {os.getloadavg()[0]:.1f}",
         f"- date: {date.today()}",
     ]
     out.write_text("\n".join([f"# {title}", "", *lines, "", *about, ""]))

@@ -19,8 +19,8 @@ WEAK_DRAWS = 3
 STRONG_DRAWS = WEAK_DRAWS + ROUNDS * 2 + 3
 
 # Names, ranges and levels as in google-research/fixmatch and kekmodel/FixMatch-pytorch, RandAugmentMC: an operation has
-# level 1 ... 9 of 10 and a sign by chance. Where they differ (the four enhancers, posterize, translations), as the
-# paper's Table 12 has it, and kekmodel with it.
+# level 1 ... 9 of 10 and a sign by chance. Where they differ (the four enhancers, posterize, translations), as kekmodel
+# and the paper's appendix have it.
 LEVELS = torch.tensor([*range(-9, 0), *range(1, 10)], dtype=torch.float64)
 # level [L] and height and width of the images -> coefficients [L, 6]
 GEOMETRY: dict[str, Callable[[Tensor, int, int], Tensor]] = {
@@ -76,7 +76,8 @@ def strong(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
     Returns:
         uint8 [B, C, S, S].
 
-    Source: FixMatch (arXiv 2001.07685), section 2.3 and Table 12.
+    Source: FixMatch (arXiv 2001.07685). Cutout of a random side up to half the image's, as the paper describes and
+    TorchSSL does it; google-research/fixmatch and kekmodel/FixMatch-pytorch always take half.
     """
     size = images.shape[3]
     images = weak(images, uniforms[:, :WEAK_DRAWS], flip=flip)

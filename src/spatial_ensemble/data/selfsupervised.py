@@ -33,8 +33,10 @@ class Recipe:
     solarize: float = 0.0
 
 
-# BYOL: arXiv 2006.07733, Table 6. MoCo v2: facebookresearch/moco, main_moco.py --aug-plus. DINO: its main_dino.py.
+# crop: for linear evaluation. BYOL: arXiv 2006.07733, Table 6. MoCo v2: facebookresearch/moco, main_moco.py --aug-plus.
+# DINO: its main_dino.py.
 RECIPES = {
+    "crop": Recipe(jitter=0.0, grey=0.0),
     "byol_1": Recipe(blur=1.0),
     "byol_2": Recipe(blur=0.1, solarize=0.2),
     "moco": Recipe(scale=(0.2, 1.0), colors=(0.4, 0.4, 0.4, 0.1), blur=0.5),

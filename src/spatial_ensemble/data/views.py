@@ -1,5 +1,6 @@
 """Views by name: random functions of a batch of images that live on the device."""
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,8 @@ def view(name: str, *, size: int, flip: bool) -> View:
 
     Args:
         name: "plain" (as it is), "weak" or "strong" (FixMatch's), "byol_1", "byol_2", "moco" (v2), "dino_global_1",
-            "dino_global_2" or "dino_local" (half the side).
+            "dino_global_2" or "dino_local" (half the side); or the dotted path of a function (*, size, flip) of your own
+            that returns a View.
         size: side of the images, pixels.
         flip: whether a mirror image keeps its class (not so for digits).
 
@@ -52,6 +54,9 @@ def view(name: str, *, size: int, flip: bool) -> View:
         >>> view("strong", size=32, flip=True)(images, torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 32, 32])
     """
+    if "." in name:
+        own: View = pkgutil.resolve_name(name)(size=size, flip=flip)
+        return own
     views: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
         "plain": (lambda images, uniforms: images, 0),
         "weak": (partial(augment.weak, flip=flip), augment.WEAK_DRAWS),
