@@ -37,8 +37,8 @@ def view(name: str, *, size: int, flip: bool) -> View:
 
     Args:
         name: "plain" (as it is), "weak" or "strong" (FixMatch's), "byol_1", "byol_2", "moco" (v2), "dino_global_1",
-            "dino_global_2" or "dino_local" (half the side); or the dotted path of a function (*, size, flip) of your own
-            that returns a View.
+            "dino_global_2" or "dino_local" (half the side); or the dotted path of your own
+            function (*, size, flip) that returns a View.
         size: side of the images, pixels.
         flip: whether a mirror image keeps its class (not so for digits).
 
