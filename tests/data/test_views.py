@@ -95,7 +95,7 @@ def test_without_flip_nothing_is_mirrored() -> None:
 
 
 def test_an_unknown_view_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown view 'fancy': choose one of plain, weak, strong, byol_1, "):
+    with pytest.raises(ValueError, match="unknown view 'fancy': choose one of plain, weak, strong, crop, byol_1, "):
         view("fancy", size=16, flip=True)
 
 

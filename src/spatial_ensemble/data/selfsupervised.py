@@ -33,7 +33,7 @@ class Recipe:
     solarize: float = 0.0
 
 
-# crop: for linear evaluation. BYOL: arXiv 2006.07733, Table 6. MoCo v2: facebookresearch/moco, main_moco.py --aug-plus.
+# crop: for linear evaluation. BYOL: arXiv 2006.07733, appendix B. MoCo v2: facebookresearch/moco, main_moco.py --aug-plus.
 # DINO: its main_dino.py.
 RECIPES = {
     "crop": Recipe(jitter=0.0, grey=0.0),
@@ -89,8 +89,9 @@ def _distort(images: Tensor, uniforms: Tensor, recipe: Recipe, size: int, flip: 
     boxes = ops_resample.random_boxes(box, images.shape[3], recipe.scale)
     mirrored = mirror[:, 0] < 0.5 if flip else None
     views = ops_resample.resized_crop(images.float().div_(255), *boxes, size, mirrored)
-    change = (2 * colors - 1) * torch.tensor(recipe.colors) * jittered.unsqueeze(1)
-    views = ops_jitter.jitter(views, torch.tensor([1, 1, 1, 0]) + change, order.argsort(dim=1))
+    if recipe.jitter:
+        change = (2 * colors - 1) * torch.tensor(recipe.colors) * jittered.unsqueeze(1)
+        views = ops_jitter.jitter(views, torch.tensor([1, 1, 1, 0]) + change, order.argsort(dim=1))
     replace_(views, greyed, ops_jitter.grey)
     blur = partial(ops_resample.gaussian_blur, reach=min(REACH, size - 1))
     replace_(views, blurred, blur, SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * sigma[:, 0])
