@@ -33,8 +33,8 @@ class Recipe:
     solarize: float = 0.0
 
 
-# crop: for linear evaluation. BYOL: arXiv 2006.07733, appendix B. MoCo v2: facebookresearch/moco, main_moco.py --aug-plus.
-# DINO: its main_dino.py.
+# crop: for linear evaluation. BYOL: arXiv 2006.07733, appendix B. MoCo v2: facebookresearch/moco, main_moco.py with
+# --aug-plus. DINO: its main_dino.py.
 RECIPES = {
     "crop": Recipe(jitter=0.0, grey=0.0),
     "byol_1": Recipe(blur=1.0),
