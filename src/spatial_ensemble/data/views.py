@@ -36,9 +36,9 @@ def view(name: str, *, size: int, flip: bool) -> View:
     """The view of that name.
 
     Args:
-        name: "plain" (as it is), "weak" or "strong" (FixMatch's), "byol_1", "byol_2", "moco" (v2), "dino_global_1",
-            "dino_global_2" or "dino_local" (half the side); or the dotted path of your own
-            function (*, size, flip) that returns a View.
+        name: "plain" (as it is), "weak" or "strong" (FixMatch's), "crop" (random resized crop and mirror, for linear
+            evaluation), "byol_1", "byol_2", "moco" (v2), "dino_global_1", "dino_global_2" or "dino_local" (half the
+            side); or the dotted path of your own function (*, size, flip) that returns a View.
         size: side of the images, pixels.
         flip: whether a mirror image keeps its class (not so for digits).
 
