@@ -69,8 +69,7 @@ def knn_accuracy(
         k, temperature: as for `knn_predict`.
     """
     known = train.labels >= 0
-    bank = predict(backbone, train.images[known], mean, std)
-    features = predict(backbone, test.images, mean, std)
-    labels, answers = train.labels[known].to(bank.device), test.labels.to(bank.device)
-    predictions = knn_predict(features, bank, labels, k=k, temperature=temperature)
+    features, bank = (predict(backbone, images.images, mean, std) for images in (test, train))
+    known, labels, answers = (tensor.to(bank.device) for tensor in (known, train.labels, test.labels))
+    predictions = knn_predict(features, bank[known], labels[known], k=k, temperature=temperature)
     return 100 * (predictions == answers).float().mean().item()

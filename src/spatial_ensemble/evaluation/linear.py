@@ -90,8 +90,8 @@ def linear_accuracy(
         seed: of the probe.
     """
     known = train.labels >= 0
-    features = predict(backbone, train.images[known], mean, std)
-    labels = train.labels[known].to(features.device)
+    features = predict(backbone, train.images, mean, std)
+    features, labels = features[known.to(features.device)], train.labels[known].to(features.device)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     probe = linear_probe(features, labels, classes, PROTOCOLS[protocol], seed=seed)
     with torch.no_grad():
