@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -183,6 +185,20 @@ def test_own_method_by_its_dotted_path() -> None:
     assert methods.get("spatial_ensemble.methods.byol.BYOL") is methods.get("byol")
     with pytest.raises(UserError, match="not a class derived from"):
         methods.get("torch.nn.Linear")
+
+
+def test_heads_are_imported_without_warnings_and_without_the_network() -> None:
+    code = """
+import socket, threading
+def refuse(*args, **kwargs): raise AssertionError("the network was asked for")
+socket.socket.connect = socket.getaddrinfo = refuse
+from spatial_ensemble import methods, networks
+for name in ("byol", "moco"):
+    methods.get(name)(networks.build("small", channels=1, size=8), 10)
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 class Flat(nn.Flatten):

@@ -52,8 +52,11 @@ def targets(teacher: Teacher, x: Tensor, norm: TeacherNorm) -> Tensor:
 
     In the second case the teacher passes x in train mode, which moves its running statistics too.
     """
-    teacher.module.train(norm == "batch")
-    outputs: Tensor = teacher(x)
+    if norm == "running":
+        outputs: Tensor = teacher(x)
+        return outputs
+    teacher.module.train()
+    outputs = teacher(x)
     teacher.module.eval()
     return outputs
 
