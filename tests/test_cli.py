@@ -111,6 +111,15 @@ BAD = {
     (*FIXMATCH, "--out", "/proc/run"): "/proc/run",
     (*FIXMATCH, "--out", "{work}/run", "--resume", "--lr", "0.5"): "has --lr 0.03, not 0.5",
     (*FIXMATCH, "--out", "{work}/run", "--resume", "--steps", "9"): "its schedule was laid over 3 steps",
+    ("train", "--recipe", "fixmatch"): "recipe 'fixmatch' is not known: use one of fixmatch_digits, ",
+    ("train", "byol", "--recipe", "fixmatch_digits"): "the recipe fixmatch_digits is one for fixmatch, not for byol",
+    ("train", "--recipe", "fixmatch_digits", "--epochs", "9"): "the recipe fixmatch_digits is laid out in steps",
+    ("train", "--recipe", "byol_cifar10", "--epochs", "few"): "--epochs: expected int, got few",
+    (*FIXMATCH, "--epochs", "9"): "--epochs belongs to a --recipe: use --steps",
+    (*FIXMATCH, "--init", "{work}/missing"): "does not exist",
+    ("train", "byol", *FIXMATCH[2:4], "--labels", "20"): "byol learns without labels: leave out --labels",
+    ("train", "moco", *FIXMATCH[2:4], "--queue-size", "100"): "queue_size 100 is no multiple of the 64 keys of a step",
+    ("train", "fixmatch", *FIXMATCH[2:4], "--batch-size", "1"): "batch size 1 is too small for BatchNorm",
     FOLDER: "--data folder needs --path",
     (*FOLDER, "--path", "{work}/missing"): "no such path",
     (*FOLDER, "--path", "{work}/note.txt"): "is a file",
@@ -226,6 +235,18 @@ def test_the_help_of_the_program_and_of_each_command(capsys):
     assert "_prob" not in out.replace("preserve_prob;", "")
 
 
+def test_the_list_of_recipes(capsys):
+    code, out, err = run(capsys, "train", "--list")
+    assert (code, err) == (0, "")
+    assert "fixmatch_cifar10 " in out and "byol_imagenet " in out
+    _, out, _ = run(
+        capsys, "train", "--recipe", "byol_imagenet", "--epochs", 100, "--smoothing", "tma", "--print-config"
+    )
+    config = yaml.safe_load(out)
+    assert (config["method"], config["smoothing"], config["steps"]) == ("byol", "tma", 100 * 1_281_167 // 256)
+    assert (config["preserve_prob"], config["hidden_dim"]) == (0.7, 4096)
+
+
 def test_the_version(capsys):
     assert run(capsys, "--version") == (0, "spatial-ensemble 0.1.0\n", "")
 
@@ -281,6 +302,14 @@ def test_broken_images_are_skipped_and_counted_when_asked(work, capsys, tmp_path
     code, said, _ = run(capsys, "predict", tmp_path / "run" / "last.ckpt", work / "broken", "--skip-broken")
     assert code == 0
     assert len(said.splitlines()) == 15
+
+
+@pytest.mark.parametrize("protocol", ["accuracy", "knn", "linear", "linear-paper"])
+def test_the_protocols_of_evaluation(work, capsys, protocol):
+    code, said, _ = run(capsys, "evaluate", work / "run" / "last.ckpt", "--protocol", protocol, "--network", "student")
+    assert code == 0
+    assert said.startswith(f"{protocol} of the student: ")
+    assert 5 < float(said.split()[-2]) <= 100
 
 
 def test_resume_takes_its_configuration_from_the_run(work, capsys):

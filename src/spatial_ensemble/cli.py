@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,12 @@ def _run(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
+    from spatial_ensemble.training import recipes
+
+    if "--list" in arguments:
+        for name, recipe in recipes.RECIPES.items():
+            print(f"{name:22}", " ".join((recipe.__doc__ or "").split()))
+        return
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--method", *arguments]
     parser = _parser(
@@ -82,6 +89,7 @@ def _train(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=str, help="folder of the run (default: runs/METHOD-DATA-SMOOTHING-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     config, given = _configuration(parser, arguments)
     from spatial_ensemble.training.run import train
 
@@ -113,7 +121,9 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--path", type=str, help="the folder of the data; none for digits")
     _add_network_arguments(parser)
     parser.add_argument(
-        "--protocol", choices=("accuracy", "knn", "linear"), help="default: what the method is judged by"
+        "--protocol",
+        choices=("accuracy", "knn", "linear", "linear-paper"),
+        help="default: what the method is judged by; linear-paper has the paper's BatchNorm1d",
     )
     given = _parse(parser, arguments)
     from spatial_ensemble.training.evaluate import evaluate
@@ -173,8 +183,8 @@ def _configuration(
 ) -> tuple["Config", "Namespace"]:
     """The configuration that the arguments ask for, and the other arguments.
 
-    What counts, from weak to strong: the defaults for method and data, the configuration of the run that is resumed,
-    --config, the flags.
+    What counts, from weak to strong: the recipe (or the defaults for method and data), the configuration of the run
+    that is resumed, --config, the flags.
 
     Args:
         parser: with the flags of the command alone.
@@ -191,27 +201,39 @@ def _configuration(
     if "--resume" in arguments:
         outs, _ = _take(arguments, "--out")
         files = [saved for out in outs[-1:] if Path(saved := f"{out}/config.yaml").is_file()] + files
-    said = {"method": method, "data": "digits"}
+    recipe, _ = _take(arguments, "--recipe")
+    epochs, _ = _take(arguments, "--epochs")
+    if epochs and not epochs[-1].isdecimal():
+        raise UserError(f"--epochs: expected int, got {epochs[-1]}")
+    start = recipes.get(recipe[-1], int(epochs[-1]) if epochs else None) if recipe else None
+    said = {"method": start.method if start else method, "data": "digits"}
     for file in files:
         said |= read_yaml(Path(file))
     said |= {name: values[-1] for name in said if (values := _take(arguments, f"--{name}")[0])}
+    if start and said["method"] != start.method:
+        raise UserError(f"the recipe {recipe[-1]} is one for {start.method}, not for {said['method']}")
+    if epochs and not start:
+        raise UserError("--epochs belongs to a --recipe: use --steps")
 
     parser.add_argument("--config", action="config", help="a YAML file of flags without their hyphens, as config.yaml")
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
+    parser.add_argument("--recipe", type=str, help="start from published hyper-parameters: see train --list")
+    parser.add_argument("--epochs", type=int, help="length of a recipe, where it is laid out in epochs")
     parser.add_argument("--method", type=str, help=f"{', '.join(methods.names())}, or package.module.Class")
     parser.add_argument("--data", type=str, help="digits, cifar10, cifar100, svhn, stl10 or folder")
     parser.add_argument("--skip_broken", action=ActionYesNo, help="leave out, and count, images that cannot be read")
     added = {action.dest for action in parser._actions}
     parser.add_class_arguments(Config, skip={"options", *added})
     if said["method"] is not None:
-        start = recipes.default(str(said["method"]), str(said["data"]))
+        start = start or recipes.default(str(said["method"]), str(said["data"]))
         parser.add_class_arguments(methods.get(start.method), skip={"backbone", "num_classes"})
         parser.set_defaults(start.to_dict())
     given = _parse(parser, [*(f"--config={file}" for file in files), *arguments])
     if given.method is None:
         raise UserError(f"which method? {PROG} train METHOD, with one of {', '.join(methods.names())}")
-    own = {"config", "print_config", "out", "resume", "seeds", "smoothings", "workers"}
-    config = Config.from_dict({name: value for name, value in given.as_dict().items() if name not in own})
+    known = {field.name for field in fields(Config)}
+    flat = {name: value for name, value in given.as_dict().items() if name in known or name not in added}
+    config = Config.from_dict(flat)
     if given.print_config:
         print(config.to_yaml(), end="")
         raise SystemExit(0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatial_ensemble import methods, networks
@@ -53,6 +54,30 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
             if isinstance(module, _BatchNorm):
                 module.momentum = config.batchnorm_momentum
     return method
+
+
+def load_backbone(method: Method, path: Path) -> None:
+    """Start the student's backbone from the weights that `export` wrote.
+
+    Raises:
+        UserError: no such file, not safetensors, or the backbone is another one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"--init {path} does not exist: give the .safetensors file that export wrote")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"--init {path} is not a safetensors file ({error}): give one that export wrote") from error
+    prefix = "backbone."
+    backbone = method.student.backbone
+    assert isinstance(backbone, nn.Module)
+    try:
+        backbone.load_state_dict({name[len(prefix) :]: w for name, w in weights.items() if name.startswith(prefix)})
+    except RuntimeError as error:
+        raise UserError(f"--init {path} holds another backbone: {_brief(error)}") from error
 
 
 def build_teacher(config: Config, method: Method) -> Teacher:
@@ -105,5 +130,8 @@ def load_weights(content: dict[str, Any], path: Path, method: Method, teacher: T
         method.load_state_dict(content["method"])
         teacher.load_state_dict(content["teacher"])
     except (RuntimeError, ValueError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {path} holds the weights of another network: {first}") from error
+        raise UserError(f"checkpoint {path} holds the weights of another network: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -28,6 +28,7 @@ class Config:
         skip_broken: leave out, and count, images that cannot be read; otherwise the first one is an error.
         labels: labelled images in all, the same number of each class; none takes every label.
         network: name of the backbone; none chooses by the size of the images.
+        init: a .safetensors file that `export` wrote, whose backbone the student starts from; none: fresh weights.
         batchnorm_momentum: how far a batch moves BatchNorm's running statistics, in [0, 1]; none: the network's own.
         smoothing: sts, se or tma, all from the one momentum and preserve_prob; tma-matched is the tma as fast as sts.
         momentum: m in [0, 1]; 0 replaces, 1 never changes.
@@ -38,7 +39,8 @@ class Config:
         seed: of everything drawn: label split, initial weights, batches, augmentation, masks.
         steps: optimizer steps in all.
         batch_size: labelled images of a step over all devices; where nothing is labelled, the images of a step.
-        optimizer: sgd (Nesterov, 0.9), lars (trust 0.001), larc (lars with trust 0.02, clipped), or adamw.
+        optimizer: sgd (Nesterov, 0.9), heavyball (the same without Nesterov), lars (trust 0.001), larc (lars with trust
+            0.02, clipped), or adamw.
         lr: peak learning rate.
         lr_schedule: constant; cosine to 0; or fixmatch, cos(7 pi k / 16 K).
         warmup_steps: the learning rate first rises in a straight line over this many steps; 0 is off.
@@ -64,6 +66,7 @@ class Config:
     skip_broken: bool = False
     labels: int | None = None
     network: str | None = None
+    init: str | None = None
     batchnorm_momentum: float | None = None
     smoothing: SmoothingName = "sts"
     momentum: float = 0.999
@@ -74,7 +77,7 @@ class Config:
     seed: int = 0
     steps: int = 1000
     batch_size: int = 64
-    optimizer: Literal["sgd", "lars", "larc", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "heavyball", "lars", "larc", "adamw"] = "sgd"
     lr: float = 0.03
     lr_schedule: Literal["constant", "cosine", "fixmatch"] = "cosine"
     warmup_steps: int = 0

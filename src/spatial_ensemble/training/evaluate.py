@@ -14,7 +14,7 @@ from spatial_ensemble.evaluation import accuracy
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 
-Protocol = Literal["accuracy", "knn", "linear"]
+Protocol = Literal["accuracy", "knn", "linear", "linear-paper"]
 Which = Literal["teacher", "student"]
 
 
@@ -24,7 +24,8 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
     Args:
         student: a network with its `backbone`.
         data: with the mean and std to normalise by.
-        protocol: accuracy of the network's own outputs, of its backbone's nearest neighbours, or of a linear probe.
+        protocol: accuracy of the network's own outputs, of its backbone's nearest neighbours, or of a linear probe
+            (the standard one, or the paper's with its BatchNorm1d).
         seed: of the linear probe.
     """
     if protocol == "accuracy":
@@ -37,7 +38,8 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
         return knn_accuracy(backbone, data.train, data.test, data.mean, data.std)
     from spatial_ensemble.evaluation.linear import linear_accuracy
 
-    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, seed=seed)
+    kind: Literal["paper", "standard"] = "paper" if protocol == "linear-paper" else "standard"
+    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=kind, seed=seed)
 
 
 def evaluate(

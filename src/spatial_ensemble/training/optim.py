@@ -21,8 +21,8 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    if config.optimizer in ("sgd", "heavyball"):
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.optimizer == "sgd")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     from timm.optim.lars import Lars

@@ -1,6 +1,18 @@
-"""Recipes: functions that return a whole configuration."""
+"""Recipes: functions that return a whole configuration, with published hyper-parameters and where they come from.
 
+Smoothing is the paper's throughout: STS with p = 0.5 for FixMatch, Mean Teacher, MoCo and DINO, 0.7 for BYOL, over the
+momentum that each method is published with; `--smoothing tma` gives the published moving average.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from spatial_ensemble.errors import UserError
 from spatial_ensemble.training.config import Config
+
+CIFAR, IMAGENET = 50_000, 1_281_167  # training images
 
 
 def fixmatch_digits() -> Config:
@@ -18,24 +30,229 @@ def fixmatch_digits() -> Config:
     )
 
 
-def default(method: str, data: str) -> Config:
-    """The configuration that the command line starts from.
+def fixmatch_cifar10() -> Config:
+    """FixMatch on CIFAR-10 with 40 labels, WRN-28-2, 2^20 steps (google-research/fixmatch; labels from the teacher)."""
+    return Config(
+        method="fixmatch",
+        data="cifar10",
+        network="wrn-28-2",
+        labels=40,
+        momentum=0.999,
+        preserve_prob=0.5,
+        steps=2**20,
+        batch_size=64,
+        optimizer="sgd",
+        lr=0.03,
+        lr_schedule="fixmatch",
+        weight_decay=0.0005,
+        eval_every=1024,
+        checkpoint_every=4096,
+        options={"threshold": 0.95, "unlabelled_weight": 1.0, "unlabelled_ratio": 7, "labels_from": "teacher"},
+    )
 
-    Beside the recipe for digits it is one for a first look on a few CPU cores, minutes for a few hundred steps:
-    batches of 16 labelled images, BatchNorm's statistics and the teacher fast enough for a short run. Published
-    hyper-parameters, which want hours of a GPU, are in the recipes.
+
+def fixmatch_cifar100() -> Config:
+    """FixMatch on CIFAR-100 with 2500 labels, WRN-28-8, 2^20 steps (google-research/fixmatch)."""
+    return replace(fixmatch_cifar10(), data="cifar100", network="wrn-28-8", labels=2500, weight_decay=0.001)
+
+
+def mean_teacher_cifar10() -> Config:
+    """Mean Teacher on CIFAR-10 with 4000 labels, WRN-28-2 (TorchSSL's meanteacher: weight 50, ramp over 0.4 of it)."""
+    options = {"consistency_weight": 50.0, "ramp_up_steps": int(0.4 * 2**20), "unlabelled_ratio": 1}
+    return replace(fixmatch_cifar10(), method="mean_teacher", labels=4000, options=options)
+
+
+def byol_cifar10(epochs: int = 1000) -> Config:
+    """BYOL on CIFAR-10, ResNet-18 with the CIFAR stem (solo-learn: LARS, batch 256, lr 1.0, m 0.99 -> 1)."""
+    return Config(
+        method="byol",
+        data="cifar10",
+        network="resnet18-cifar",
+        momentum=0.99,
+        preserve_prob=0.7,
+        momentum_schedule="cosine",
+        batch_size=256,
+        optimizer="larc",
+        lr=1.0,
+        weight_decay=0.00001,
+        **_epochs(epochs, CIFAR, 256, warmup=10, evaluate=10),
+        options={"hidden_dim": 4096, "projection_dim": 256, "teacher_norm": "batch"},
+    )
+
+
+def moco_cifar10(epochs: int = 200) -> Config:
+    """MoCo v2 on CIFAR-10, ResNet-18 with the CIFAR stem (MoCo's CIFAR notebook: batch 512, lr 0.06, m 0.99, T 0.1)."""
+    return Config(
+        method="moco",
+        data="cifar10",
+        network="resnet18-cifar",
+        momentum=0.99,
+        preserve_prob=0.5,
+        batch_size=512,
+        optimizer="heavyball",
+        lr=0.06,
+        weight_decay=0.0005,
+        **_epochs(epochs, CIFAR, 512, evaluate=5),
+        options={"dim": 128, "queue_size": 4096, "temperature": 0.1, "teacher_norm": "batch", "shuffle_groups": 8},
+    )
+
+
+def dino_cifar10(epochs: int = 300) -> Config:
+    """DINO on CIFAR-10, a small ViT (facebookresearch/dino's AdamW, temperatures and multi-crop; its 65536 outputs are
+    4096 here, and its weight decay stays at 0.04 where it rises to 0.4)."""
+    per_epoch = CIFAR // 256
+    return Config(
+        method="dino",
+        data="cifar10",
+        network="vit-tiny",
+        momentum=0.996,
+        preserve_prob=0.5,
+        momentum_schedule="cosine",
+        batch_size=256,
+        optimizer="adamw",
+        lr=0.0005,
+        weight_decay=0.04,
+        **_epochs(epochs, CIFAR, 256, warmup=10, evaluate=10),
+        options={
+            "out_dim": 4096,
+            "local_crops": 6,
+            "teacher_temperature": 0.07,
+            "warmup_teacher_temperature": 0.04,
+            "temperature_warmup_steps": 30 * per_epoch,
+            "freeze_last_layer_steps": per_epoch,
+        },
+    )
+
+
+def byol_imagenet(epochs: int = 200) -> Config:
+    """BYOL on ImageNet, ResNet-50, in the paper's small batches (100, 200, 300 or 1000 epochs: SGD, 0.05, p 0.7)."""
+    return Config(
+        method="byol",
+        data="folder",
+        image_size=224,
+        network="resnet50",
+        momentum=0.99,
+        preserve_prob=0.7,
+        momentum_schedule="cosine",
+        batch_size=256,
+        optimizer="heavyball",
+        lr=0.05,
+        weight_decay=0.0001,
+        **_epochs(epochs, IMAGENET, 256, warmup=10, evaluate=25),
+        options={"hidden_dim": 4096, "projection_dim": 256, "teacher_norm": "batch"},
+    )
+
+
+def moco_imagenet(epochs: int = 200) -> Config:
+    """MoCo v2 on ImageNet, ResNet-50 (facebookresearch/moco: batch 256, lr 0.03, queue 65536, T 0.2; p 0.5)."""
+    return Config(
+        method="moco",
+        data="folder",
+        image_size=224,
+        network="resnet50",
+        momentum=0.999,
+        preserve_prob=0.5,
+        batch_size=256,
+        optimizer="heavyball",
+        lr=0.03,
+        weight_decay=0.0001,
+        **_epochs(epochs, IMAGENET, 256, evaluate=25),
+        options={"dim": 128, "queue_size": 65536, "temperature": 0.2, "teacher_norm": "batch", "shuffle_groups": 8},
+    )
+
+
+def linear_imagenet(epochs: int = 80) -> Config:
+    """The paper's linear evaluation on ImageNet of what `export` wrote (--init FILE): Linear + BatchNorm1d, lr 0.2."""
+    return Config(
+        method="linear",
+        data="folder",
+        image_size=224,
+        network="resnet50",
+        smoothing="tma",
+        momentum=0.999,
+        batch_size=256,
+        optimizer="heavyball",
+        lr=0.2,
+        weight_decay=0.0,
+        **_epochs(epochs, IMAGENET, 256, evaluate=5),
+        options={"norm": True},
+    )
+
+
+def _epochs(epochs: int, images: int, batch_size: int, *, warmup: int = 0, evaluate: int) -> Any:
+    """The fields of Config that count steps, from epochs."""
+    if epochs <= warmup:
+        raise UserError(f"--epochs must be more than the {warmup} of the warm-up, got {epochs}")
+    steps = {"steps": epochs, "warmup_steps": warmup, "eval_every": evaluate, "checkpoint_every": 1}
+    return {name: number * images // batch_size for name, number in steps.items()}
+
+
+RECIPES: dict[str, Callable[..., Config]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        fixmatch_digits,
+        fixmatch_cifar10,
+        fixmatch_cifar100,
+        mean_teacher_cifar10,
+        byol_cifar10,
+        moco_cifar10,
+        dino_cifar10,
+        byol_imagenet,
+        moco_imagenet,
+        linear_imagenet,
+    )
+}
+
+
+def get(name: str, epochs: int | None = None) -> Config:
+    """The configuration of a recipe.
+
+    Args:
+        name: one of RECIPES.
+        epochs: for those recipes that are laid out in epochs; None: as published.
+
+    Raises:
+        UserError: an unknown name, or epochs for a recipe that counts steps.
+
+    Example:
+        >>> get("byol_imagenet", epochs=300).steps
+        1501367
+    """
+    if name not in RECIPES:
+        raise UserError(f"recipe {name!r} is not known: use one of {', '.join(RECIPES)}")
+    if epochs is None:
+        return RECIPES[name]()
+    if "epochs" not in inspect.signature(RECIPES[name]).parameters:
+        raise UserError(f"--epochs {epochs}: the recipe {name} is laid out in steps, use --steps")
+    return RECIPES[name](epochs)
+
+
+def default(method: str, data: str) -> Config:
+    """The configuration that the command line starts from, where no recipe is asked for.
+
+    All but the one for digits are for a first look on a few CPU cores, a few minutes for some hundred steps: small
+    batches, and BatchNorm's statistics and a teacher that are quick enough for a short run. What is published, and
+    wants hours of a GPU, is in the recipes.
     """
     if (method, data) == ("fixmatch", "digits"):
         return fixmatch_digits()
-    return Config(
+    short = Config(
         method=method,
         data=data,
         batchnorm_momentum=0.1,
-        momentum=0.999,
         momentum_schedule="warmup",
-        steps=1000,
-        batch_size=16,
         lr_schedule="fixmatch",
+        batch_size=16,
         eval_every=500,
         checkpoint_every=500,
     )
+    if method == "mean_teacher":
+        return replace(short, options={"ramp_up_steps": 400})
+    if method in ("byol", "moco"):
+        options: dict[str, Any] = {"hidden_dim": 1024} if method == "byol" else {"temperature": 0.1}
+        return replace(short, momentum=0.99, lr_schedule="cosine", lr=0.06, batch_size=64, options=options)
+    if method == "dino":
+        return replace(
+            short, momentum=0.99, lr_schedule="cosine", optimizer="adamw", lr=0.0005, weight_decay=0.04, batch_size=32
+        )
+    return short

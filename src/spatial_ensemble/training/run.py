@@ -21,7 +21,14 @@ from spatial_ensemble.methods import Method
 from spatial_ensemble.networks import default_network
 from spatial_ensemble.smoothing.draw import derive_seed
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import build_method, build_teacher, describe, load_weights, own_random_state
+from spatial_ensemble.training.build import (
+    build_method,
+    build_teacher,
+    describe,
+    load_backbone,
+    load_weights,
+    own_random_state,
+)
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import choose_device, measure
 from spatial_ensemble.training.logs import Row, progress_bar, tensorboard, write_csv
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 CHECKPOINT, CONFIG, LOG = "last.ckpt", "config.yaml", "log.csv"
-MAY_CHANGE = {"path", "device", "checkpoint_every"}  # between the parts of a run that is resumed
+MAY_CHANGE = {"path", "init", "device", "checkpoint_every"}  # between the parts of a run that is resumed
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def check(config: Config) -> None:
     """
     config, data = _resolve(config, None)
     choose_device(config.device)
-    _batches(config, data, build_method(config, describe(data)))
+    _batches(config, data, _fresh(config, data))
 
 
 def _resolve(config: Config, network: str | None) -> tuple[Config, ImageData]:
@@ -116,7 +123,7 @@ class _Run:
         self, config: Config, out: Path, data: ImageData, fabric: "Fabric", saved: dict[str, Any] | None, started: float
     ) -> None:
         self.config, self.out, self.data, self.fabric, self.started = config, out, data, fabric, started
-        self.method = build_method(config, describe(data))
+        self.method = build_method(config, describe(data)) if saved else _fresh(config, data)
         self.batches = _batches(config, data, self.method, fabric.device, fabric.global_rank, fabric.world_size)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
@@ -246,6 +253,13 @@ def _fabric(config: Config) -> "Fabric":
     )
     fabric.launch()
     return fabric
+
+
+def _fresh(config: Config, data: ImageData) -> Method:
+    method = build_method(config, describe(data))
+    if config.init is not None:
+        load_backbone(method, Path(config.init))
+    return method
 
 
 def _batches(
