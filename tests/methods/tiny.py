@@ -22,6 +22,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "moco": ("moco", {"queue_size": 16, "dim": 16}),
     "moco symmetric": ("moco", {"queue_size": 16, "dim": 16, "symmetric": True}),
     "moco batch": ("moco", {"queue_size": 16, "dim": 16, "teacher_norm": "batch", "shuffle_groups": 2}),
+    "linear": ("linear", {}),
+    "linear without norm": ("linear", {"norm": False}),
     "dino": (
         "dino",
         {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 24, "local_crops": 3, "temperature_warmup_steps": 4},
