@@ -1,6 +1,7 @@
 """The command line: parse, call, print. What is heavy to import is imported once the arguments are known to be good."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -95,6 +96,8 @@ def _train(arguments: list[str]) -> None:
 
     out = given.out or f"runs/{config.method}-{config.data}-{config.smoothing}-seed{config.seed}"
     result = train(config, Path(out), resume=given.resume)
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes says it for all
+        return
     if not result.steps_done:
         print(f"the run in {out} is finished: nothing to do")
     print(f"teacher {result.teacher_accuracy:.2f} %, student {result.student_accuracy:.2f} %: {result.checkpoint}")

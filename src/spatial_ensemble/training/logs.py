@@ -38,7 +38,7 @@ def tensorboard(folder: Path, first_step: int, wanted: bool) -> Iterator[Callabl
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(folder, purge_step=first_step or None)
+    writer = SummaryWriter(folder, purge_step=first_step)
 
     def write(row: Row) -> None:
         for name, value in row.items():

@@ -125,7 +125,8 @@ class _Run:
         self.config, self.out, self.data, self.fabric, self.started = config, out, data, fabric, started
         self.method = build_method(config, describe(data)) if saved else _fresh(config, data)
         self.batches = _batches(config, data, self.method, fabric.device, fabric.global_rank, fabric.world_size)
-        if fabric.world_size > 1 and fabric.device.type == "cuda":
+        self.synchronised = fabric.world_size > 1 and fabric.device.type == "cuda"  # torch has it for GPUs alone
+        if self.synchronised:
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
         self.method.to(fabric.device)
         self.teacher = build_teacher(config, self.method)
@@ -146,7 +147,7 @@ class _Run:
             self.out.mkdir(parents=True, exist_ok=True)
             checkpoint.write_whole(self.out / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
         with (
-            tensorboard(self.out / "tensorboard", self.start, first) as write_row,
+            tensorboard(self.out / "tensorboard", self.start + 1, first) as write_row,
             progress_bar(self.start, config.steps, progress and first) as advance,
         ):
             for step in range(self.start, config.steps):
@@ -172,6 +173,11 @@ class _Run:
         loss, metrics = self.module(self.batches(step), self.teacher)
         self.fabric.backward(loss)
         self.stepper.step()
+        if self.fabric.world_size > 1 and not self.synchronised:
+            # DDP averages gradients alone; without this the statistics, and so the teachers, would drift apart.
+            for buffer in self.method.student.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))
         self.teacher.update(self.method.student)
         for name, value in {"loss": loss.detach(), **metrics}.items():
             self.running[name] = self.running[name] + value if name in self.running else value.clone()
@@ -179,7 +185,8 @@ class _Run:
     def evaluate(self, done: int) -> Row:
         """The next row of the history; the averages begin anew."""
         steps = done - (int(self.history[-1]["step"]) if self.history else 0)
-        averages = {name: value.item() / steps for name, value in self.running.items()}
+        totals = self.fabric.all_reduce(self.running, reduce_op="mean")
+        averages = {name: value.item() / steps for name, value in totals.items()}
         if not math.isfinite(averages["loss"]):
             raise UserError(f"the loss is not finite between steps {done - steps} and {done}: lower --lr")
         self.running = {}

@@ -1,0 +1,39 @@
+"""Several processes, as torchrun starts them."""
+
+import json
+from dataclasses import replace
+
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.recipes import fixmatch_digits
+from spatial_ensemble.training.run import train
+
+CONFIG = replace(fixmatch_digits(), steps=4, batch_size=20, eval_every=2, device="cpu", options={"unlabelled_ratio": 1})
+PROGRAM = """
+import json, os, sys
+from dataclasses import replace
+from pathlib import Path
+from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.run import train
+
+out = Path(sys.argv[1])
+result = train(Config.from_dict(json.loads(sys.argv[2])), out / "run", progress=False)
+(out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(result.history))
+"""
+
+
+def test_two_processes_share_a_batch_and_keep_one_teacher(tmp_path, monkeypatch):
+    """Both measure the same (their teachers and statistics agree), and one process can go on from their checkpoint."""
+    from torch.distributed.run import main
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    config = json.dumps(replace(CONFIG, lr_schedule="constant").to_dict())
+    main(["--standalone", "--nproc-per-node=2", str(tmp_path / "program.py"), str(tmp_path), config])
+    histories = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(histories[0]) == 2
+    assert histories[0] == histories[1]
+    longer = replace(CONFIG, lr_schedule="constant", steps=6)
+    result = train(longer, tmp_path / "run", resume=True, progress=False)
+    assert result.steps_done == 2
+    assert result.history[:2] == histories[0]
+    assert checkpoint.load(result.checkpoint)["teacher"]["_extra_state"]["step"] == 6
