@@ -39,11 +39,11 @@ def get(name: str) -> type[Method]:
         return found
     try:
         method = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, ValueError) as error:
         known = ", ".join(names())
         raise UserError(
-            f"method '{name}' is not known: use one of {known}, or the dotted path package.module.Class of yours"
-        ) from None
+            f"method '{name}' is not known: use one of {known}, or the path package.module.Class of yours ({error})"
+        ) from error
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"method '{name}' is not a class derived from spatial_ensemble.methods.Method")
     return method

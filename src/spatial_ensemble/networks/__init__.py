@@ -52,7 +52,7 @@ def build(name: str, *, channels: int, size: int) -> nn.Module:
         A module from images [B, channels, H, W] to features [B, num_features], with the integer `num_features`.
 
     Raises:
-        UserError: for a name that is neither, and for a network without `num_features`.
+        UserError: for a name that is neither, and for a network of another signature or without `num_features`.
 
     Example:
         >>> import torch
@@ -63,10 +63,15 @@ def build(name: str, *, channels: int, size: int) -> nn.Module:
     if builder is None:
         try:
             builder = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError, ValueError):
+        except (ImportError, AttributeError, ValueError) as error:
             known = ", ".join(names())
-            raise UserError(f"network '{name}' is not known: use one of {known}, or the dotted path of yours") from None
-    network = builder(channels=channels, size=size)
+            raise UserError(
+                f"network '{name}' is not known: use one of {known}, or the dotted path of yours ({error})"
+            ) from error
+    try:
+        network = builder(channels=channels, size=size)
+    except TypeError as error:
+        raise UserError(f"network '{name}' cannot be built from `channels` and `size`: {error}") from error
     if not isinstance(getattr(network, "num_features", None), int):
         raise UserError(f"network '{name}' has no integer `num_features`: set it to the length of its feature vectors")
     return network
