@@ -78,6 +78,17 @@ def test_of_two_ranks_the_lowest_is_taken_to_be_right(worlds: dict[int, World], 
         assert right == (culprit == 1)  # two ranks cannot tell who is wrong; they do agree again
 
 
+def rank_parts() -> dict[int, list[str]]:
+    """Three ranks hold one part of a model, the last another."""
+    torch.manual_seed(0)
+    return Teacher(nn.Linear(2, 1) if dist.get_rank() < 3 else nn.PReLU(), RULE).verify_ranks()
+
+
+def test_ranks_that_hold_other_parts_are_compared_in_what_they_share(world4: World):
+    # Both have a tensor named weight, of different sizes, and one of them has no bias.
+    assert world4(rank_parts) == [{}] * 4
+
+
 def rank_batch_norm() -> tuple[object, ...]:
     student = DistributedDataParallel(uneven())
     teacher = Teacher(student, RULE)

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolic
 from torch.distributed.tensor.debug import CommDebugMode
 from world import World
 
-from spatial_ensemble import Teacher
+from spatial_ensemble import Teacher, distance, fraction_replaced
 
 CASES = [(unit, buffers) for unit in UNITS for buffers in ("average", "copy", "keep")] + [("layer", "follow")]
 
@@ -120,16 +120,23 @@ def rank_same(states: list[State]) -> tuple[object, ...]:
     whole = expected(states, unit="channel", seed=3)
     ages, whole_ages = teacher.age(), whole.age()
     teacher(batch(0))
+    plain = uneven()
+    put(plain, states[-2])
+    put(student, states[-2])
+    distances = distance(teacher, student)
+    teacher(batch(0))
     return (
         teacher.fingerprint() == whole.fingerprint(),
+        fraction_replaced(teacher) == fraction_replaced(whole),
+        distances == pytest.approx(distance(whole, plain), rel=1e-5) and max(distances.values()) > 0,
         ages.keys() == whole_ages.keys() and all(ages[name].equal(whole_ages[name]) for name in ages),
         len(ages["body.weight"]),
         teacher.verify_ranks(),
     )
 
 
-def test_fingerprint_and_ages_are_the_global_ones(world: World, states: list[State]):
-    assert world(rank_same, states) == [(True, True, 10, {})] * world.size
+def test_fingerprint_and_diagnostics_are_the_global_ones(world: World, states: list[State]):
+    assert world(rank_same, states) == [(True, True, True, True, 10, {})] * world.size
 
 
 def rank_bytes() -> tuple[int, int]:

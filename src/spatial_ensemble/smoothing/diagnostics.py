@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spatial_ensemble.smoothing.draw import Place, draws_at, draws_between, threshold
 from spatial_ensemble.smoothing.pairing import Pairing
+from spatial_ensemble.smoothing.shards import is_sharded
 
 if TYPE_CHECKING:
     from spatial_ensemble.smoothing.teacher import Teacher
@@ -54,6 +55,8 @@ def fraction_replaced(teacher: Teacher) -> float:
 def distance(teacher: Teacher, student: nn.Module) -> dict[str, float]:
     """Canonical name -> Euclidean distance between a teacher's floating tensor and the student's.
 
+    For sharded tensors it is the distance of the whole ones, and all their ranks must ask for it.
+
     Example:
         >>> from spatial_ensemble import Teacher, spatial_ensemble
         >>> student = nn.Linear(4, 2)
@@ -61,7 +64,8 @@ def distance(teacher: Teacher, student: nn.Module) -> dict[str, float]:
         {'bias': 0.0, 'weight': 0.0}
     """
     pairs = [pair for pair in Pairing(teacher.module, student).pairs if pair.teacher.is_floating_point()]
-    return {pair.name: float((pair.teacher.detach() - pair.student.detach().to(pair.teacher)).norm()) for pair in pairs}
+    norms = {pair.name: (pair.teacher.detach() - pair.student.detach().to(pair.teacher)).norm() for pair in pairs}
+    return {name: float(norm.full_tensor() if is_sharded(norm) else norm) for name, norm in norms.items()}
 
 
 def _draws(where: Place, step: int) -> Tensor:

@@ -16,6 +16,8 @@ from spatial_ensemble.smoothing.shards import is_sharded, local, rows
 if TYPE_CHECKING:
     from spatial_ensemble.smoothing.teacher import Teacher
 
+_Pieces = dict[str, tuple[tuple[int, ...], bytes]]  # name -> (where a rank's part lies and its size, its hash)
+
 
 def fingerprint(teacher: Teacher) -> str:
     """A hash of step and tensors; a sharded tensor is gathered first, so that every world size gives the same."""
@@ -58,18 +60,19 @@ def _deviations(teacher: Teacher) -> list[tuple[str, int, int]]:
     """(name, deviating rank, first rank of the majority), the same list on every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return []
-    own = {
+    own: _Pieces = {
         name: ((*rows(tensor, name), local(tensor).numel()), _hash(local(tensor)))
         for name, tensor in _tensors(teacher).items()
     }
-    gathered: list[dict[str, tuple[tuple[int, ...], bytes]]] = [{} for _ in range(dist.get_world_size())]
+    gathered: list[_Pieces] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
     deviations = []
-    for name in own:
+    for name in {name: None for pieces in gathered for name in pieces}:  # ranks may hold different parts of a model
         holders: dict[tuple[int, ...], dict[bytes, list[int]]] = {}
         for rank, pieces in enumerate(gathered):
-            piece, value = pieces[name]
-            holders.setdefault(piece, {}).setdefault(value, []).append(rank)
+            if name in pieces:
+                piece, value = pieces[name]
+                holders.setdefault(piece, {}).setdefault(value, []).append(rank)
         for values in holders.values():
             majority = max(values.values(), key=len)  # of equals the first, which has the lowest rank
             deviations += [(name, r, majority[0]) for ranks in values.values() if ranks is not majority for r in ranks]

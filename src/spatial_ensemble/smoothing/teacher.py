@@ -28,6 +28,8 @@ class Teacher(nn.Module):
     The teacher is an exact copy at first, gets no gradients, and stays in eval mode whatever a parent module's
     `train()` says; `teacher.module.train()` puts it into train mode. Masks are a function of (seed, step, canonical
     name, index in the global tensor) alone: every rank and shard draws alike, and no communication is needed.
+    `state_dict()` holds all that resuming needs, sharded or not; torch.distributed.checkpoint saves and loads
+    {"teacher": teacher} at any number of ranks.
 
     Args:
         student: the network to copy, perhaps wrapped by DistributedDataParallel or torch.compile.
@@ -41,9 +43,11 @@ class Teacher(nn.Module):
         dtype: of the teacher's floating tensors, such as torch.float32 beside a bfloat16 student.
         device: of the teacher.
         update_every: act at every n-th call of `update` only.
-        module: a ready copy to smooth into, e.g. one sharded already; it takes on the student's values.
+        module: a ready copy to smooth into, e.g. one that `fully_shard` cut like the student, which then cannot be
+            copied; it takes on the student's values.
         on_nonfinite: what `update` does when the student holds an inf or NaN: raise a ValueError that names the tensor,
-            or skip the update and count it in `skipped`. Costs one read of the student, and a host wait on a GPU.
+            or skip the update and count it in `skipped`. Costs one read of the student, a host wait on a GPU, and for
+            a sharded student one number reduced over its ranks, so that all decide alike.
 
     Attributes:
         module: the teacher network.
@@ -118,7 +122,7 @@ class Teacher(nn.Module):
     def update(self, student: nn.Module) -> None:
         """Smooth the student into the teacher; call it once after each optimizer step.
 
-        No communication, no device synchronisation, no memory that grows with the model.
+        No communication, no device synchronisation (`on_nonfinite` needs them), no memory that grows with the model.
 
         Raises:
             ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], or the student is
