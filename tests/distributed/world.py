@@ -56,7 +56,8 @@ class World:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["warm"])
         store = Path(tempfile.mkdtemp()) / "store"
-        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).parent)):
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # where `warm` is
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path):
             for rank in range(self.size):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(rank, self.size, store, theirs), daemon=True)
