@@ -32,11 +32,16 @@ PACKAGES = ("torch", "torchvision", "lightning", "scikit-learn")
 SEARCH_SEED, SEARCH_SEEDS = 10, 3
 BASE: dict[str, Any] = {"steps": 900, "batch_size": 10, "momentum": 0.97, "weight_decay": 5e-4, "device": "cpu"}
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "sgd 0.03, threshold 0.95 (FixMatch's for CIFAR)": {"optimizer": "sgd", "lr": 0.03, "threshold": 0.95},
-    "sgd 0.1, threshold 0.8": {"optimizer": "sgd", "lr": 0.1, "threshold": 0.8},
-    "adamw 0.002, threshold 0.8": {"optimizer": "adamw", "lr": 0.002, "threshold": 0.8},
     "adamw 0.005, threshold 0.8": {"optimizer": "adamw", "lr": 0.005, "threshold": 0.8},
-    "adamw 0.005, threshold 0.8, m 0.99": {"optimizer": "adamw", "lr": 0.005, "threshold": 0.8, "momentum": 0.99},
+    "adamw 0.003, threshold 0.9": {"optimizer": "adamw", "lr": 0.003, "threshold": 0.9},
+    "adamw 0.005, threshold 0.8, cosine": {
+        "optimizer": "adamw",
+        "lr": 0.005,
+        "threshold": 0.8,
+        "lr_schedule": "cosine",
+    },
+    "sgd 0.1, threshold 0.8": {"optimizer": "sgd", "lr": 0.1, "threshold": 0.8},
+    "sgd 0.03, threshold 0.95 (FixMatch's for CIFAR)": {"optimizer": "sgd", "lr": 0.03, "threshold": 0.95},
 }
 
 

@@ -124,5 +124,5 @@ def test_age_map_is_held_against_the_geometric_law() -> None:
     ages = line.get_xdata()
     assert np.allclose(line.get_ydata(), 0.5 * 0.5**ages)
     assert sum(bar.get_height() for bar in law.patches) == pytest.approx(1.0)
-    assert [label.get_text() for label in stitched.get_yticklabels()] == [f"backbone.layers.{i}" for i in range(5)]
+    assert [label.get_text() for label in stitched.get_yticklabels()] == [f"layers.{i}" for i in range(5)]
     assert len(stitched.collections) == 5  # a row of dots a layer

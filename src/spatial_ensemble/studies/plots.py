@@ -156,7 +156,7 @@ def age_map(ages: Ages, preserve_prob: float, paper: Paper) -> Figure:
     shares = np.bincount(pooled, minlength=len(axis)) / len(pooled)
     law.bar(axis, shares, width=0.7, color=paper.accent, alpha=0.6)
     expected = (1 - preserve_prob) * preserve_prob**axis
-    law.plot(axis, expected, "o-", color=paper.ink, markersize=3.5, linewidth=1)
+    law.plot(axis, expected, "o-", color=paper.ink, markersize=3, linewidth=1)
     law.text(
         0.98,
         0.95,
@@ -178,7 +178,7 @@ def age_map(ages: Ages, preserve_prob: float, paper: Paper) -> Figure:
     stitched.set_yticks(range(0, len(layers), every), list(layers)[::every])
     stitched.set_ylim(len(layers) - 0.3, -0.7)
     stitched.grid(axis="y", color=paper.faint, linewidth=0.5)
-    stitched.set_xlabel("age: steps since last moved")
+    stitched.set_xlabel("age, steps" if paper.narrow else "age: steps since last moved")
     stitched.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (law, stitched):
         _plain(axes, paper)
@@ -189,7 +189,8 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Ages of all units that one module owns, by the module's name."""
     found: dict[str, list[np.ndarray]] = {}
     for name, values in tensors.items():
-        found.setdefault(name.rpartition(".")[0] or name, []).append(values)
+        layer = name.rpartition(".")[0] or name
+        found.setdefault(layer.removeprefix("backbone."), []).append(values)
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
