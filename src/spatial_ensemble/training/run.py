@@ -177,7 +177,7 @@ class _Run:
             # DDP averages gradients alone; without this the statistics, and so the teachers, would drift apart.
             for buffer in self.method.student.buffers():
                 if buffer.is_floating_point():
-                    buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))
+                    buffer.copy_(self.mean(buffer))
         self.teacher.update(self.method.student)
         for name, value in {"loss": loss.detach(), **metrics}.items():
             self.running[name] = self.running[name] + value if name in self.running else value.clone()
@@ -185,8 +185,7 @@ class _Run:
     def evaluate(self, done: int) -> Row:
         """The next row of the history; the averages begin anew."""
         steps = done - (int(self.history[-1]["step"]) if self.history else 0)
-        totals = self.fabric.all_reduce(self.running, reduce_op="mean")
-        averages = {name: value.item() / steps for name, value in totals.items()}
+        averages = {name: self.mean(value).item() / steps for name, value in self.running.items()}
         if not math.isfinite(averages["loss"]):
             raise UserError(f"the loss is not finite between steps {done - steps} and {done}: lower --lr")
         self.running = {}
@@ -209,6 +208,12 @@ class _Run:
             "data": describe(self.data),
         }
         checkpoint.save(self.out / CHECKPOINT, content)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        result = self.fabric.all_reduce(value, reduce_op="mean")
+        assert isinstance(result, Tensor)
+        return result
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started
