@@ -48,7 +48,9 @@ def test_report_says_what_was_done_and_what_it_shows(report: tuple[Path, str]) -
     _, page = report
     results = synthetic_results()
     plain = page.replace("\N{NBSP}\N{MINUS SIGN}\N{NBSP}", " - ")
-    assert sentence(results["paired"]) in plain and "fixmatch on digits, 20 labels, 400 steps, 3 seeds" in plain
+    assert (
+        sentence(results["paired"]) in plain and "fixmatch on digits, 20 labels, 400 steps, 3 seeds: accuracy" in plain
+    )
     for entry in results["summary"]:
         assert f"{entry['mean']:.2f}" in page
     for name, value in (results["config"] | results["versions"]).items():

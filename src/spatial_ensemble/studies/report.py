@@ -12,11 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from spatial_ensemble import methods
 from spatial_ensemble.studies import plots
 from spatial_ensemble.studies.plots import DARK, LIGHT, NARROW, Ages, Paper
 from spatial_ensemble.studies.statistics import BASELINES, sentence
-from spatial_ensemble.studies.table import rows, title
+from spatial_ensemble.studies.table import measure, rows, title
 from spatial_ensemble.training.checkpoint import write_whole
 
 Draw = Callable[[Paper], Figure]
@@ -71,7 +70,7 @@ _SECTIONS = {
     ),
     "accuracy": (
         "Accuracy while training",
-        "$measure of the teacher on the test images: the line is the mean over the seeds, the band reaches from the "
+        "The teacher's $measure on the test images: the line is the mean over the seeds, the band reaches from the "
         "lowest seed to the highest. The dotted line repeats the mean of tma. Above each panel, the mean at the last "
         "step.",
     ),
@@ -88,8 +87,7 @@ _SECTIONS = {
 def _section(name: str, draw: Draw, results: dict[str, Any]) -> str:
     config = results["config"]
     heading, caption = _SECTIONS[name]
-    measure = {"accuracy": "Accuracy", "knn": "kNN accuracy of the backbone"}[methods.get(config["method"]).headline]
-    caption = Template(caption).substitute(measure=measure, unit=config["unit"], p=config["preserve_prob"])
+    caption = Template(caption).substitute(measure=measure(config), unit=config["unit"], p=config["preserve_prob"])
     return (
         f"<section><h2>{heading}</h2><figure><picture>{_sources(draw)}"
         f'<img src="{_image(draw(LIGHT))}" alt="{heading}: the numbers are in the table and in results.json">'

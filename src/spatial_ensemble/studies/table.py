@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from spatial_ensemble import methods
 from spatial_ensemble.studies.statistics import BASELINES, sentence
 
 
@@ -99,4 +100,9 @@ def title(results: dict[str, Any]) -> str:
     config, seeds = results["config"], {run["seed"] for run in results["runs"]}
     labels = "" if config["labels"] is None else f", {config['labels']} labels"
     count = f"{len(seeds)} seed" + ("s" if len(seeds) > 1 else "")
-    return f"{config['method']} on {config['data']}{labels}, {config['steps']} steps, {count}"
+    return f"{config['method']} on {config['data']}{labels}, {config['steps']} steps, {count}: {measure(config)}"
+
+
+def measure(config: dict[str, Any]) -> str:
+    """What is meant by accuracy: that of the method's own classifier, or of its backbone's neighbours."""
+    return {"accuracy": "accuracy", "knn": "kNN accuracy"}[methods.get(config["method"]).headline]
