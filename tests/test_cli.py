@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from spatial_ensemble.cli import main
 
-QUICK = ["--labels", "20", "--batch-size", "10", "--unlabelled-ratio", "1"]
+QUICK = ["--labels", "20", "--batch-size", "10", "--unlabelled-ratio", "1", "--lr", "0.01"]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ BAD = {
     (*FIXMATCH, "--out", "{work}/note.txt"): "note.txt is a file: give a folder",
     (*FIXMATCH, "--out", "{work}/note.txt/run"): "Not a directory",
     (*FIXMATCH, "--out", "/proc/run"): "/proc/run",
-    (*FIXMATCH, "--out", "{work}/run", "--resume", "--lr", "0.5"): "has --lr 0.03, not 0.5",
+    (*FIXMATCH, "--out", "{work}/run", "--resume", "--lr", "0.5"): "has --lr 0.01, not 0.5",
     (*FIXMATCH, "--out", "{work}/run", "--resume", "--steps", "9"): "its schedule was laid over 3 steps",
     ("train", "--recipe", "fixmatch"): "recipe 'fixmatch' is not known: use one of fixmatch_digits, ",
     ("train", "byol", "--recipe", "fixmatch_digits"): "the recipe fixmatch_digits is one for fixmatch, not for byol",
@@ -252,11 +252,12 @@ def test_the_version(capsys):
 
 
 def test_both_spellings_and_the_methods_own_options(capsys):
-    _, first, _ = run(capsys, "train", "fixmatch", "--preserve-prob", "0.3", "--labels-from=student", "--print-config")
-    _, second, _ = run(capsys, "train", "fixmatch", "--preserve_prob=0.3", "--labels_from", "student", "--print_config")
+    start = ("train", "fixmatch", "--threshold", "0.9")
+    _, first, _ = run(capsys, *start, "--preserve-prob", "0.3", "--labels-from=student", "--print-config")
+    _, second, _ = run(capsys, *start, "--preserve_prob=0.3", "--labels_from", "student", "--print_config")
     assert first == second
     config = yaml.safe_load(first)
-    assert (config["preserve_prob"], config["labels_from"], config["threshold"]) == (0.3, "student", 0.95)
+    assert (config["preserve_prob"], config["labels_from"], config["threshold"]) == (0.3, "student", 0.9)
 
 
 def test_flags_win_over_the_file_wherever_they_stand(capsys, tmp_path):

@@ -38,7 +38,7 @@ def test_to_yaml_and_back_is_the_same(tmp_path):
         ("momentum", 1.5, r"momentum must be a number in \[0, 1\], got 1.5"),
         ("preserve_prob", math.nan, r"preserve_prob must be a number in \[0, 1\], got nan"),
         ("unit", "filter", "--unit must be one of layer, tensor, channel, element"),
-        ("optimizer", "adam", "--optimizer must be one of sgd, lars, larc, adamw"),
+        ("optimizer", "adam", "--optimizer must be one of sgd, heavyball, lars, larc, adamw"),
         ("smoothing", "ema", "--smoothing must be one of sts, se, tma, tma-matched"),
         ("buffers", "follow", "--buffers follow needs --unit layer"),
     ],

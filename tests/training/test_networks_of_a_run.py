@@ -1,7 +1,6 @@
 """What can be done with a finished run: evaluate, export and predict."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,15 +13,13 @@ from spatial_ensemble import UserError, networks
 from spatial_ensemble.data.datasets import load
 from spatial_ensemble.methods.base import Student, classifier
 from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import evaluate
 from spatial_ensemble.training.export import export
 from spatial_ensemble.training.predict import predict
-from spatial_ensemble.training.recipes import fixmatch_digits
 from spatial_ensemble.training.run import train
 
-CONFIG = replace(
-    fixmatch_digits(), steps=40, eval_every=40, momentum=0.8, batch_size=20, options={"unlabelled_ratio": 1}
-)
+CONFIG = Config("fixmatch", "digits", labels=20, momentum=0.8, steps=40, batch_size=20, options={"unlabelled_ratio": 1})
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def test_cosine_equals_torchs_after_a_straight_warm_up():
         scheduler.step()
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars", "larc", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "heavyball", "lars", "larc", "adamw"])
 def test_biases_and_norms_have_no_weight_decay(name):
     """With gradients of zero, decay is all that moves a weight."""
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))

@@ -4,10 +4,20 @@ import json
 from dataclasses import replace
 
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.recipes import fixmatch_digits
+from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.run import train
 
-CONFIG = replace(fixmatch_digits(), steps=4, batch_size=20, eval_every=2, device="cpu", options={"unlabelled_ratio": 1})
+CONFIG = Config(
+    "fixmatch",
+    "digits",
+    labels=20,
+    steps=4,
+    batch_size=20,
+    lr_schedule="constant",
+    device="cpu",
+    eval_every=2,
+    options={"unlabelled_ratio": 1},
+)
 PROGRAM = """
 import json, os, sys
 from dataclasses import replace
@@ -27,12 +37,12 @@ def test_two_processes_share_a_batch_and_keep_one_teacher(tmp_path, monkeypatch)
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "program.py").write_text(PROGRAM)
-    config = json.dumps(replace(CONFIG, lr_schedule="constant").to_dict())
+    config = json.dumps(CONFIG.to_dict())
     main(["--standalone", "--nproc-per-node=2", str(tmp_path / "program.py"), str(tmp_path), config])
     histories = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert len(histories[0]) == 2
     assert histories[0] == histories[1]
-    longer = replace(CONFIG, lr_schedule="constant", steps=6)
+    longer = replace(CONFIG, steps=6)
     result = train(longer, tmp_path / "run", resume=True, progress=False)
     assert result.steps_done == 2
     assert result.history[:2] == histories[0]

@@ -9,10 +9,19 @@ import torch
 from spatial_ensemble import UserError
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.config import Config, read_yaml
-from spatial_ensemble.training.recipes import fixmatch_digits
 from spatial_ensemble.training.run import check, train
 
-SHORT = replace(fixmatch_digits(), steps=30, batch_size=10, eval_every=10, options={"unlabelled_ratio": 1})
+SHORT = Config(
+    "fixmatch",
+    "digits",
+    labels=20,
+    momentum=0.99,
+    steps=30,
+    batch_size=10,
+    lr_schedule="fixmatch",
+    eval_every=10,
+    options={"unlabelled_ratio": 1},
+)
 
 
 class Killed(BaseException):
