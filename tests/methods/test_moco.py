@@ -29,7 +29,11 @@ def reference(queries: np.ndarray, keys: np.ndarray, queue: np.ndarray, temperat
 
 
 def make(**options: object) -> MoCo:
-    method = MoCo(networks.build("small", channels=3, size=SIZE), CLASSES, **{"dim": 4, "queue_size": 6, **options})
+    method = MoCo(
+        networks.build("small", channels=3, size=SIZE),
+        CLASSES,
+        **{"dim": 4, "queue_size": 6, "teacher_norm": "running", **options},
+    )
     return method
 
 

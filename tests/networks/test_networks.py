@@ -126,7 +126,7 @@ def without_features(channels: int, size: int) -> nn.Module:
 
 def test_own_network_by_its_dotted_path() -> None:
     assert networks.build(f"{__name__}.Own", channels=3, size=4).num_features == 48
-    with pytest.raises(UserError, match="network 'torch.nn.ReLU' cannot be built from `channels` and `size`"):
+    with pytest.raises(UserError, match=r"network 'torch.nn.ReLU' cannot be built from `channels` and `size`"):
         networks.build("torch.nn.ReLU", channels=3, size=4)
     with pytest.raises(UserError, match="network 'json' cannot be built"):
         networks.build("json", channels=3, size=4)

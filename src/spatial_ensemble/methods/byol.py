@@ -48,7 +48,7 @@ class BYOL(Method):
         *,
         hidden_dim: int = 4096,
         projection_dim: int = 256,
-        teacher_norm: TeacherNorm = "running",
+        teacher_norm: TeacherNorm = "batch",
     ) -> None:
         from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 

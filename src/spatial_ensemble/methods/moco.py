@@ -70,7 +70,7 @@ class MoCo(Method):
         queue_size: int = 4096,
         temperature: float = 0.2,
         symmetric: bool = False,
-        teacher_norm: TeacherNorm = "running",
+        teacher_norm: TeacherNorm = "batch",
         shuffle_groups: int = 8,
     ) -> None:
         from lightly.models.modules.heads import MoCoProjectionHead
