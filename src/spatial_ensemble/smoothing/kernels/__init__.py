@@ -1,18 +1,71 @@
-"""One signature, several ways to run it: the kernel is chosen by device and dtype, never by the user."""
+"""One signature, several ways to run it: the kernel is chosen by device, dtype and layout, never by the user."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
 
 from torch import Tensor
 
-from spatial_ensemble.smoothing.draw import Keep
+from spatial_ensemble.smoothing.draw import Keep, Place
 from spatial_ensemble.smoothing.kernels import plain
 
 
-def smooth_(teacher: list[Tensor], student: list[Tensor], keep: Keep, weight: float) -> None:
-    """Apply the rule in place to a list of tensors: T <- K * T + (1 - K) * (T + weight * (S - T)).
+class Smoother:
+    """The rule over the same pairs of tensors, step after step; which kernel takes which pair is worked out once.
+
+        T <- K * T + (1 - K) * (T + weight * (S - T)),    weight = 1 - m
 
     Args:
         teacher: local tensors, changed in place; any shapes, strides, dtypes and devices.
         student: their counterparts, of the same shapes.
-        keep: the masks K, one place a tensor.
-        weight: 1 - m, in [0, 1]. 1 copies, 0 leaves all as it is.
+        places: where each pair's draws lie.
     """
-    plain.smooth_(teacher, student, keep, weight)
+
+    def __init__(self, teacher: Sequence[Tensor], student: Sequence[Tensor], places: Sequence[Place]):
+        self._triples = list(zip(teacher, student, places, strict=True))
+        self._tables: list[plain.Table] | None = None
+
+    def run(self, step: int, threshold: int, weight: float) -> None:
+        """One update. `threshold` is that of `draw.Keep`; a weight of 1 copies, 0 leaves all as it is."""
+        if weight == 0:
+            return
+        if self._tables is None or not all(table.holds() for table in self._tables):
+            self._tables = _tables(self._triples)
+        for table in self._tables:
+            table.run(step, threshold, weight)
+
+
+def smooth_(teacher: Sequence[Tensor], student: Sequence[Tensor], keep: Keep, weight: float) -> None:
+    """Apply the rule once; see `Smoother`."""
+    Smoother(teacher, student, keep.places).run(keep.step, keep.threshold, weight)
+
+
+def _tables(triples: list[tuple[Tensor, Tensor, Place]]) -> list[plain.Table]:
+    """A table for each kernel that takes any of the pairs; plain torch takes what is left."""
+    tables: list[plain.Table] = []
+    devices = {t.device.type for t, _, _ in triples}
+    for kernel in (_cpu() if "cpu" in devices else None, _gpu() if "cuda" in devices else None):
+        if kernel is not None:
+            taken = [triple for triple in triples if kernel.takes(*triple)]
+            triples = [triple for triple in triples if not kernel.takes(*triple)]
+            tables += [kernel.Table(taken)] if taken else []
+    return [*tables, plain.Table(triples)] if triples else tables
+
+
+@cache
+def _cpu() -> ModuleType | None:
+    try:
+        from spatial_ensemble.smoothing.kernels import cpu
+    except ImportError:  # numba is an optional extra
+        return None
+    try:
+        return cpu if cpu.works() else None
+    except Exception as error:  # an update must not fail for want of speed
+        warnings.warn(f"numba cannot compile the CPU kernel, updates run in plain torch: {error}", stacklevel=2)
+        return None
+
+
+@cache
+def _gpu() -> ModuleType | None:
+    return None

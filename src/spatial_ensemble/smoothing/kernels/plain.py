@@ -1,77 +1,99 @@
 """The rule in plain torch: on every device and dtype, with the same bits as the other kernels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatial_ensemble.smoothing.draw import Keep, Place, draws_at, draws_between
+from spatial_ensemble.smoothing.draw import Place, draws_at, draws_between
 
-CHUNK = 1 << 15  # elements handled at a time, so that temporary memory does not grow with the model
-
-
-def smooth_(teacher: list[Tensor], student: list[Tensor], keep: Keep, weight: float) -> None:
-    if weight == 0:
-        return
-    replaced = whole_replaced(keep)
-    for t, s, place, replace in zip(teacher, student, keep.places, replaced, strict=True):
-        if place.whole:
-            if replace:
-                _mix_(t, s, weight)
-        elif t.device.type == "cpu" and t.ndim and t.numel() == t.shape[0] * place.unit_size:
-            _mix_rows_(t, s, place, keep, weight)
-        else:
-            _mix_fragments_(t, s, place, keep, weight)
+CHUNK = 1 << 13  # elements handled at a time: temporary memory stays below 1 MiB whatever the model
 
 
-def whole_replaced(keep: Keep) -> list[bool]:
-    """Which tensors of the list are not preserved, for those on which one draw decides."""
-    keyed = [i for i, place in enumerate(keep.places) if place.key is not None]
-    words = torch.tensor([keep.places[i].key for i in keyed], dtype=torch.int64).reshape(-1, 2)
-    draws = draws_at((words[:, 0], words[:, 1]), keep.step, torch.zeros(len(keyed), dtype=torch.int64))
-    replaced = [True] * len(keep.places)
-    for i, replace in zip(keyed, (draws >= keep.threshold).tolist(), strict=True):
-        replaced[i] = replace
-    return replaced
+class Table:
+    """The rule over pairs of tensors of any kind. The other kernels' tables have the same three methods."""
+
+    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
+        # Alike in kind one after another, so that one call moves many.
+        self._triples = sorted(triples, key=lambda triple: _kind(*triple[:2]))
+
+    def holds(self) -> bool:
+        """Whether the table may be used again: always, for each run asks the tensors anew."""
+        return True
+
+    def run(self, step: int, threshold: int, weight: float) -> None:
+        """Smooth all pairs at a step, with a weight above 0."""
+        whole = [triple for triple in self._triples if triple[2].whole or threshold == 0]
+        replaced = _replaced([place for _, _, place in whole], step, threshold)
+        moved = [(t, s) for (t, s, _), moves in zip(whole, replaced, strict=True) if moves]
+        for _, alike in groupby(moved, key=lambda pair: _kind(*pair)):
+            pairs = list(alike)
+            _mix_([t for t, _ in pairs], [s for _, s in pairs], weight)
+        if threshold:
+            for t, s, place in self._triples:
+                if place.whole:
+                    continue
+                if t.device.type == "cpu" and t.ndim and t.numel() == place.row == t.shape[0] * place.unit_size:
+                    _mix_rows_(t, s, place, step, threshold, weight)
+                else:
+                    _mix_fragments_(t, s, place, step, threshold, weight)
 
 
-def _mix_(t: Tensor, s: Tensor, weight: float) -> None:
-    """T <- T + weight * (S - T), rounded as `torch.lerp` rounds it: `AveragedModel` to the bit."""
+def _kind(t: Tensor, s: Tensor) -> tuple[str, str, str, str]:
+    return str(t.device), str(t.dtype), str(s.device), str(s.dtype)
+
+
+def _replaced(places: Sequence[Place], step: int, threshold: int) -> list[bool]:
+    """Which tensors, on each of which one draw decides, are not preserved."""
+    keyed = [place.key for place in places if place.key is not None]
+    if not (keyed and threshold):
+        return [True] * len(places)
+    words = torch.tensor(keyed, dtype=torch.int64)
+    draws = draws_at((words[:, 0], words[:, 1]), step, torch.zeros(len(keyed), dtype=torch.int64))
+    moves = iter((draws >= threshold).tolist())
+    return [place.key is None or next(moves) for place in places]
+
+
+def _mix_(teacher: list[Tensor], student: list[Tensor], weight: float) -> None:
+    """T <- T + weight * (S - T) for tensors of one kind, rounded as `torch.lerp` rounds: `AveragedModel` to the bit."""
     if weight == 1:
-        t.copy_(s)
-    elif t.dtype == s.dtype and t.device == s.device:
-        t.lerp_(s, weight)
+        torch._foreach_copy_(teacher, student)
+    elif teacher[0].dtype == student[0].dtype and teacher[0].device == student[0].device:
+        torch._foreach_lerp_(teacher, student, weight)
     else:
-        for _, t_piece, s_piece in _pieces(t, s):
-            t_piece.lerp_(s_piece.to(t.device, t.dtype), weight)
+        for t, s in zip(teacher, student, strict=True):
+            for _, t_piece, s_piece in _pieces(t, s):
+                t_piece.lerp_(s_piece.to(t.device, t.dtype), weight)
 
 
-def _mix_rows_(t: Tensor, s: Tensor, place: Place, keep: Keep, weight: float) -> None:
+def _mix_rows_(t: Tensor, s: Tensor, place: Place, step: int, threshold: int, weight: float) -> None:
     """Channels on the CPU: a unit is a slice along dimension 0, and preserved ones are not touched."""
     assert place.key is not None
     first = place.offset // place.unit_size
-    draws = draws_between(place.key, keep.step, first, first + t.shape[0])
-    rows = (draws >= keep.threshold).nonzero().flatten()
-    if place.unit_size >= CHUNK:
-        for row in rows.tolist():
-            _mix_(t[row], s[row], weight)
-        return
-    for part in rows.split(CHUNK // place.unit_size):
-        moved = s[part].to(t.device, t.dtype)
-        t[part] = moved if weight == 1 else t[part].lerp_(moved, weight)
+    for start in range(0, len(t), CHUNK):
+        draws = draws_between(place.key, step, first + start, first + min(start + CHUNK, len(t)))
+        rows = (draws >= threshold).nonzero().flatten() + start
+        if place.unit_size >= CHUNK:
+            for row in rows.tolist():
+                _mix_([t[row]], [s[row]], weight)
+            continue
+        for part in rows.split(CHUNK // place.unit_size):
+            moved = s[part].to(t.device, t.dtype)
+            t[part] = moved if weight == 1 else t[part].lerp_(moved, weight)
 
 
-def _mix_fragments_(t: Tensor, s: Tensor, place: Place, keep: Keep, weight: float) -> None:
+def _mix_fragments_(t: Tensor, s: Tensor, place: Place, step: int, threshold: int, weight: float) -> None:
     for start, t_piece, s_piece in _pieces(t, s):
-        mask = (_piece_draws(place, keep, start, t_piece) < keep.threshold).view(t_piece.shape)
+        keep = (_piece_draws(place, step, start, t_piece) < threshold).view(t_piece.shape)
         moved = s_piece.to(t.device, t.dtype)
         if weight != 1:
             moved = t_piece.lerp(moved, weight)
-        t_piece.copy_(torch.where(mask, t_piece, moved))
+        t_piece.copy_(torch.where(keep, t_piece, moved))
 
 
-def _piece_draws(place: Place, keep: Keep, start: int, piece: Tensor) -> Tensor:
+def _piece_draws(place: Place, step: int, start: int, piece: Tensor) -> Tensor:
     """The draws of a piece's elements, of which the first is element `start` of the local tensor."""
     assert place.key is not None
 
@@ -81,8 +103,8 @@ def _piece_draws(place: Place, keep: Keep, start: int, piece: Tensor) -> Tensor:
     stop = start + piece.numel()
     first, last = unit(start), unit(stop - 1)
     if last - first >= 2 * CHUNK:  # a thin column of a wide matrix: its draws lie far apart
-        return draws_at(place.key, keep.step, unit(torch.arange(start, stop, device=piece.device)))
-    draws = draws_between(place.key, keep.step, first, last + 1, piece.device)
+        return draws_at(place.key, step, unit(torch.arange(start, stop, device=piece.device)))
+    draws = draws_between(place.key, step, first, last + 1, piece.device)
     if len(draws) == piece.numel():
         return draws
     return draws[unit(torch.arange(start, stop, device=piece.device)) - first]

@@ -1,0 +1,155 @@
+"""The rule on the CPU: one parallel pass over a table of float32 tensors, in loops that numba compiles (cpu_loops.py).
+
+Each thread takes chunks of the table until none is left. The threads are torch's own (its OpenMP team), so nothing is
+oversubscribed, `torch.set_num_threads` is followed, and a fork is as safe as it is for torch. The arithmetic is that of
+`torch.lerp` to the bit, which `works` makes sure of on the machine at hand.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from torch import Tensor, nn
+
+from spatial_ensemble.smoothing.draw import Place
+from spatial_ensemble.smoothing.kernels.cpu_loops import (
+    BFLOAT16,
+    CHUNK,
+    COPY,
+    FLOAT16,
+    FLOAT32,
+    LARGE,
+    ROW,
+    SMALL,
+    Job,
+    work,
+)
+
+STUDENTS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+
+
+class Table:
+    """The rule over pairs of tensors that this kernel takes, for as long as they lie where they lay."""
+
+    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
+        self._teacher = [t for t, _, _ in triples]
+        self._tensors = [*self._teacher, *(s for _, s, _ in triples)]
+        self._strided = [tensor for tensor in self._tensors if tensor.ndim > 1]
+        self._layout = self._read_layout()
+        self._storages = [t.untyped_storage() for t in self._tensors]  # so that no address is used a second time
+        rows: list[tuple[int, ...]] = []
+        chunks = 0
+        for t, s, place in triples:
+            if t.numel():
+                draws = (place.key is not None, place.whole, *(place.key or (0, 0)), place.unit_size, *place[3:])
+                rows.append((t.data_ptr(), s.data_ptr(), STUDENTS[s.dtype], t.numel(), chunks, *draws))
+                chunks += -(-t.numel() // CHUNK)
+        self._rows = np.array(rows, ROW)
+        self._job = Job(chunks=chunks, rows=self._rows.ctypes.data, tensors=len(rows))
+
+    def holds(self) -> bool:
+        """Whether no tensor was given other memory, as by `parameter.data = ...`."""
+        return self._read_layout() == self._layout
+
+    def run(self, step: int, threshold: int, weight: float) -> None:
+        job = self._job
+        job.next, job.step, job.threshold = 0, step, threshold
+        job.formula, job.factor = _formula(weight)
+        _in_parallel(ctypes.addressof(job), min(torch.get_num_threads(), job.chunks))
+        torch.autograd.graph.increment_version(self._teacher)
+
+    def _read_layout(self) -> list[object]:
+        return [*map(Tensor.data_ptr, self._tensors), *map(Tensor.stride, self._strided)]
+
+
+def takes(t: Tensor, s: Tensor, place: Place) -> bool:
+    """Whether this kernel smooths `s` into `t`: both plain and dense, alike in memory, into float32.
+
+    Elements must lie row by row, unless no draw cares for their order: those of a whole tensor, or of a channel.
+    """
+    if not (t.dtype == torch.float32 and s.dtype in STUDENTS and _is_plain(t) and _is_plain(s)):
+        return False
+    if t.is_contiguous() and s.is_contiguous():
+        return True
+    if _memory_order(t) != _memory_order(s) or not _is_dense(t):
+        return False
+    return place.whole or (t.numel() == place.row == t.shape[0] * place.unit_size and t.stride(0) == place.unit_size)
+
+
+@cache
+def works() -> bool:
+    """Whether the compiled loops round as torch does on this machine: both then use fused multiply-add."""
+    generator = torch.Generator().manual_seed(0)
+    t, s = torch.randn(2, 77, generator=generator)
+    moved = [t.clone() for _ in range(3)]
+    for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True):
+        Table([(result, s, Place(None, 1, 77, 77, 77, 0))]).run(0, 0, weight)
+    return all(result.equal(t.lerp(s, weight)) for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_neg()
+    )
+
+
+def _memory_order(tensor: Tensor) -> list[tuple[int, int]]:
+    return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(_memory_order(tensor)):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _formula(weight: float) -> tuple[int, float]:
+    """(which formula, its factor), rounded to float32 as torch.lerp does on the CPU."""
+    rounded = np.float32(weight)
+    if weight == 1:
+        return COPY, 0.0
+    return (SMALL, float(rounded)) if rounded < 0.5 else (LARGE, float(rounded - np.float32(1)))
+
+
+def _in_parallel(job: int, threads: int) -> None:
+    """Run `work` on torch's own OpenMP team; where torch has none, on threads of its own."""
+    if (parallel := _openmp()) is not None:
+        parallel(_compiled().address, job, threads, 0)
+        return
+    others = [threading.Thread(target=_compiled().ctypes, args=(job,)) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    _compiled().ctypes(job)
+    for thread in others:
+        thread.join()
+
+
+@cache
+def _openmp() -> Callable[..., None] | None:
+    """`GOMP_parallel(function, data, threads, flags)` of the OpenMP library that torch itself is linked with."""
+    parallel = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    if parallel is not None:
+        parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+    return parallel
+
+
+@cache
+def _compiled() -> Any:
+    """`work` as machine code, kept on disk if numba finds a place for it."""
+    try:
+        return numba.cfunc(types.void(types.intp), cache=True, error_model="numpy")(work)
+    except RuntimeError:  # no writable directory
+        return numba.cfunc(types.void(types.intp), error_model="numpy")(work)
