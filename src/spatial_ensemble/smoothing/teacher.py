@@ -3,17 +3,18 @@
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
+from operator import is_not
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.smoothing import diagnostics, ranks
-from spatial_ensemble.smoothing.draw import Keep, Place, threshold
-from spatial_ensemble.smoothing.kernels import smooth_
+from spatial_ensemble.smoothing.draw import Place, threshold
+from spatial_ensemble.smoothing.kernels import Smoother
 from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
 from spatial_ensemble.smoothing.rule import Smoothing
-from spatial_ensemble.smoothing.shards import is_fsdp, least, local, reshard
+from spatial_ensemble.smoothing.shards import is_fsdp, is_sharded, least, local, reshard
 from spatial_ensemble.smoothing.units import UNITS, Group, Unit, everywhere, place
 
 Buffers = Literal["average", "copy", "follow", "keep"]
@@ -227,25 +228,31 @@ class _Plan:
     ):
         self._student = weakref.ref(student)
         self._pairing = pairing
-        self._trained = [(pair.student, pair.student.requires_grad) for pair in pairing.pairs if not pair.is_buffer]
+        self._parameters = [pair.student for pair in pairing.pairs if not pair.is_buffer]
+        self._trained = [parameter.requires_grad for parameter in self._parameters]
         pairs = [pair for pair in pairing.pairs if pair.is_buffer or pair.student.requires_grad or not frozen]
         placed = [(pair, place_of(pair)) for pair in pairs]
         self.moving = [(pair, where) for pair, where in placed if where is not None]
         self._copied = [pair for pair, where in placed if where is None and pair.is_buffer]
-        self._places = tuple(where for _, where in self.moving)
+        self._parts: list[Tensor] = []
+        self._smoother: Smoother | None = None
 
     def holds(self, student: nn.Module) -> bool:
         """Whether this is the student of the plan, with the same tensors, of which the same are trained."""
         return (
             self._student() is student
             and self._pairing.holds()
-            and all(tensor.requires_grad == trained for tensor, trained in self._trained)
+            and [parameter.requires_grad for parameter in self._parameters] == self._trained
         )
 
     def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
         teachers = [local(pair.teacher) for pair, _ in self.moving]
         students = [local(pair.student) for pair, _ in self.moving]
-        smooth_(teachers, students, Keep(self._places, step, threshold(preserve_prob)), 1 - momentum)
+        parts = [*teachers, *students]
+        if self._smoother is None or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
+            self._parts = parts  # FSDP2 gives a sharded parameter another local tensor, as in `module.to`
+            self._smoother = Smoother(teachers, students, [where for _, where in self.moving])
+        self._smoother.run(step, threshold(preserve_prob), 1 - momentum)
         if copy_buffers:
             for pair in self._copied:
                 local(pair.teacher).copy_(local(pair.student))
