@@ -1,7 +1,9 @@
 """Which tensor of the student belongs to which tensor of the teacher: by canonical name, never by order."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 
 from torch import Tensor, nn
 
@@ -75,13 +77,16 @@ class Pairing:
             first.setdefault(id(theirs[name][0]), name)
         self.pairs = [Pair(name, theirs[name][0], students[name][0], theirs[name][1]) for name in first.values()]
         self._owners = [*_owners(teacher), *_owners(student)]
+        self._keys, self._values = self._owned()
 
     def holds(self) -> bool:
         """Whether both modules still own the very tensors and submodules that were paired; costs microseconds."""
-        return all(
-            len(owner) == len(values) and all(owner.get(key) is value for key, value in values)
-            for owner, values in self._owners
-        )
+        keys, values = self._owned()
+        return keys == self._keys and all(map(is_, values, self._values))
+
+    def _owned(self) -> tuple[list[str], list[object]]:
+        chain = itertools.chain.from_iterable
+        return list(chain(self._owners)), list(chain(map(dict.values, self._owners)))
 
 
 def _named_tensors(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
@@ -99,11 +104,11 @@ def _named_tensors(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
     return found
 
 
-def _owners(module: nn.Module) -> Iterator[tuple[dict[str, object], list[tuple[str, object]]]]:
+def _owners(module: nn.Module) -> Iterator[dict[str, object]]:
     for submodule in module.modules():
         for owner in (submodule._parameters, submodule._buffers, submodule._modules):
             if owner:
-                yield owner, list(owner.items())  # type: ignore[misc]
+                yield owner  # type: ignore[misc]
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...] | None:

@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
-from operator import is_not
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -234,6 +233,7 @@ class _Plan:
         placed = [(pair, place_of(pair)) for pair in pairs]
         self.moving = [(pair, where) for pair, where in placed if where is not None]
         self._copied = [pair for pair, where in placed if where is None and pair.is_buffer]
+        self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
         self._parts: list[Tensor] = []
         self._smoother: Smoother | None = None
 
@@ -246,16 +246,21 @@ class _Plan:
         )
 
     def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
-        teachers = [local(pair.teacher) for pair, _ in self.moving]
-        students = [local(pair.student) for pair, _ in self.moving]
-        parts = [*teachers, *students]
-        if self._smoother is None or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
-            self._parts = parts  # FSDP2 gives a sharded parameter another local tensor, as in `module.to`
-            self._smoother = Smoother(teachers, students, [where for _, where in self.moving])
-        self._smoother.run(step, threshold(preserve_prob), 1 - momentum)
-        if copy_buffers:
-            for pair in self._copied:
-                local(pair.teacher).copy_(local(pair.student))
+        self._current().run(step, threshold(preserve_prob), 1 - momentum)
+        if copy_buffers and self._copied:
+            copied = [(local(pair.teacher), local(pair.student)) for pair in self._copied]
+            torch._foreach_copy_([t for t, _ in copied], [s for _, s in copied])
+
+    def _current(self) -> Smoother:
+        """The smoother of this rank's tensors."""
+        if self._smoother is None or self._sharded:
+            teachers = [local(pair.teacher) for pair, _ in self.moving]
+            students = [local(pair.student) for pair, _ in self.moving]
+            parts = [*teachers, *students]
+            if self._smoother is None or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
+                self._parts = parts  # FSDP2 gives a sharded parameter another local tensor, as in `module.to`
+                self._smoother = Smoother(teachers, students, [where for _, where in self.moving])
+        return self._smoother
 
     def first_nonfinite(self) -> str | None:
         """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
