@@ -18,23 +18,23 @@ CIFAR, IMAGENET = 50_000, 1_281_167  # training images
 def fixmatch_digits() -> Config:
     """FixMatch on scikit-learn's 8x8 digits with 20 labels, half a minute on one core.
 
-    For short runs: AdamW, a lower threshold and a shorter memory than FixMatch has on CIFAR-10. The numbers were chosen
-    for all smoothings together, on other seeds than the default ones: benchmarks/results/search_digits.md.
+    For short runs: AdamW, a lower threshold and a shorter memory than FixMatch has on CIFAR-10, chosen for all
+    smoothings together (benchmarks/results/compare_digits.md).
     """
     return Config(
         method="fixmatch",
         data="digits",
         network="small",
         labels=20,
-        momentum=0.97,
+        momentum=0.95,
         preserve_prob=0.5,
-        steps=900,
+        steps=1600,
         batch_size=10,
         optimizer="adamw",
-        lr=0.003,
+        lr=0.005,
         lr_schedule="fixmatch",
-        eval_every=75,
-        checkpoint_every=300,
+        eval_every=100,
+        checkpoint_every=400,
         options={"threshold": 0.8, "unlabelled_weight": 1.0, "unlabelled_ratio": 7, "labels_from": "teacher"},
     )
 
