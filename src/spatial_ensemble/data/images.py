@@ -64,7 +64,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         mean, std: [C, 1, 1] float32 in units of the full range, on the device of the images.
 
     Returns:
-        float32 [B, C, H, W].
+        float32 [B, C, H, W], channels last in memory: convolutions are fastest so.
 
     Example:
         >>> white, half = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), torch.full((1, 1, 1), 0.5)
@@ -72,8 +72,8 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         tensor([1.])
     """
     if images.dtype == torch.uint8:
-        return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
-    return images.to(torch.float32).sub(mean).div_(std)
+        return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean * 255).div_(std * 255)
+    return images.to(torch.float32, memory_format=torch.channels_last).sub(mean).div_(std)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

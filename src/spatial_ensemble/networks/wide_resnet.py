@@ -12,6 +12,11 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
+def _activate(x: Tensor) -> Tensor:
+    # In place: backward needs no more than the result, so a third of the activations need not be kept.
+    return F.leaky_relu(x, 0.1, inplace=True)
+
+
 class _Block(nn.Module):
     """Two 3x3 convolutions, each after its normalisation, beside an identity or a 1x1 convolution."""
 
@@ -23,8 +28,8 @@ class _Block(nn.Module):
         self.activate_shortcut = activate_shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.leaky_relu(self.bn1(x), 0.1)
-        residual = self.conv2(F.leaky_relu(self.bn2(self.conv1(activated)), 0.1))
+        activated = _activate(self.bn1(x))
+        residual = self.conv2(_activate(self.bn2(self.conv1(activated))))
         output: Tensor = self.shortcut(activated if self.activate_shortcut else x) + residual
         return output
 
@@ -70,4 +75,4 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.bn(self.blocks(self.conv(x))), 0.1).mean(dim=(2, 3))
+        return _activate(self.bn(self.blocks(self.conv(x)))).mean(dim=(2, 3))

@@ -22,9 +22,9 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer in ("sgd", "heavyball"):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.optimizer == "sgd")
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.optimizer == "sgd", fused=True)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     from timm.optim.lars import Lars
 
     clipped = config.optimizer == "larc"
