@@ -133,7 +133,7 @@ def test_report_figures_and_every_run_are_there(study: Study) -> None:
             assert checkpoint.load(run / "last.ckpt")["step"] == TINY.steps
             assert len((run / "log.csv").read_text().splitlines()) == 11
             assert f"smoothing: {name}\n" in (run / "config.yaml").read_text()
-    assert all(text in printed for text in ("minus tma", "sts", "2 matched seeds", str(out / "report.html")))
+    assert all(text in printed for text in ("minus", "sts", "2 matched seeds", str(out / "report.html")))
 
 
 def test_a_second_call_does_only_what_is_missing(

@@ -62,13 +62,12 @@ def table(results: dict[str, Any]) -> RenderableType:
     Args:
         results: the content of results.json
     """
-    heading = title(results) + (
-        "; 95 % intervals in brackets" if any(row["ci95"] for row in results["summary"]) else ""
-    )
-    grid = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold", pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, title=title(results), title_justify="left", title_style="bold", pad_edge=False)
     grid.add_column("smoothing", style="bold", no_wrap=True, min_width=11)
-    for name in ("teacher %", "student %", *(f"minus {baseline}" for baseline in BASELINES)):
+    for name in ("teacher\n%", "student\n%", *(f"minus\n{baseline}" for baseline in BASELINES)):
         grid.add_column(name, justify="right")
+    if any(entry["ci95"] for entry in results["summary"]):
+        grid.caption, grid.caption_justify = "in brackets: 95 % intervals", "left"
     for row in rows(results):
         grid.add_row(*row)
     return Group(grid, Text(sentence(results["paired"])))
