@@ -1,6 +1,7 @@
 """Images a second of whole training steps on all cores: ours, beside the same work as others' code does it.
 
     python benchmarks/training.py [--quick] [--out benchmarks/results/training.md]
+    python benchmarks/training.py --accuracy [--seeds 10] [--cifar FOLDER --steps 300]
 
 FixMatch, WRN-28-2: beside kekmodel/FixMatch-pytorch. Its way, written anew: every image with Pillow and torchvision in
 a DataLoader, one interleaved forward pass of labelled, weak and strong images, whose weak half labels the strong one, a
@@ -11,7 +12,10 @@ Ours is the step of `spatial-ensemble train`: batches, augmentation, loss, optim
 
 Both have the same networks, batches, images in memory and cores, and take turns within one run; the medians count. An
 image counts once a step, however many views are made of it. With a CUDA device the same is measured there, in the
-published batches.
+published batches (so far not run there).
+
+With --accuracy: what bfloat16 costs in accuracy. FixMatch on digits as in its recipe, or on CIFAR-10 with 250 labels
+from a folder of its images, each seed once in float32 and once in bfloat16, alike in all else.
 """
 
 import argparse
@@ -43,8 +47,8 @@ from spatial_ensemble import networks
 from spatial_ensemble.data.images import ImageData, Images
 from spatial_ensemble.data.images import statistics as pixel_statistics
 from spatial_ensemble.training.config import Config
-from spatial_ensemble.training.recipes import default
-from spatial_ensemble.training.run import _fabric, _Run
+from spatial_ensemble.training.recipes import default, fixmatch_digits
+from spatial_ensemble.training.run import _fabric, _Run, train
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -201,6 +205,37 @@ def seconds(steps: dict[tuple[str, str], Step], turns: int, each: int) -> dict[t
     return {way: statistics.median(measured) for way, measured in times.items()}
 
 
+def accuracy(config: Config, seeds: int, out: Path) -> None:
+    """Train each seed in both precisions; keep the accuracies, and the mean of the differences with its deviation."""
+    rows, differences = [], []
+    for seed in range(seeds):
+        results = {}
+        for called, precision in PRECISIONS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                own = replace(config, precision=precision, seed=seed)
+                results[called] = train(own, Path(folder) / "run", progress=False)
+        teachers = [result.teacher_accuracy for result in results.values()]
+        students = [result.student_accuracy for result in results.values()]
+        differences.append(teachers[1] - teachers[0])
+        cells = (f"{value:.2f}" for value in (*teachers, *students))
+        rows.append(f"| {seed} | {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    spread = f" (standard deviation {statistics.stdev(differences):.2f})" if seeds > 1 else ""
+    mean = f"Teacher, bfloat16 minus float32: {statistics.mean(differences):+.2f} points on average{spread}."
+    heads = "| seed | teacher, float32 | teacher, bfloat16 | student, float32 | student, bfloat16 |"
+    save(
+        out,
+        f"FixMatch on {'digits' if config.data == 'digits' else 'CIFAR-10'} in float32 and in bfloat16, accuracy in %",
+        f"python benchmarks/training.py --accuracy --seeds {seeds}"
+        + ("" if config.data == "digits" else f" --cifar FOLDER --steps {config.steps}"),
+        f"{config.labels} labels, {config.steps} steps, batch {config.batch_size} + {RATIO} times as many, network "
+        f"{config.network or 'by size'}, smoothing {config.smoothing}, seeds 0 to {seeds - 1}, "
+        f"{torch.get_num_threads()} thread(s)",
+        [mean, "", heads, "|---:|---:|---:|---:|---:|", *rows],
+        ["torch", "lightning"],
+    )
+
+
 def pictures(count: int = 5000) -> ImageData:
     """Smooth random pictures, as large as CIFAR's."""
     noise = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
@@ -214,9 +249,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two turns of one step: to see that it works")
     parser.add_argument("--turns", type=int, default=9, help="turns each way gets")
     parser.add_argument("--each", type=int, default=50 if CUDA else 2, help="steps a turn")
-    results = Path(__file__).parent / "results"
-    parser.add_argument("--out", type=Path, default=results / ("training-cuda.md" if CUDA else "training.md"))
+    parser.add_argument("--accuracy", action="store_true", help="measure what bfloat16 costs in accuracy instead")
+    parser.add_argument("--seeds", type=int, default=10, help="runs in each precision, for --accuracy")
+    parser.add_argument("--cifar", help="folder with CIFAR-10's images by class, for --accuracy; none: digits")
+    parser.add_argument("--steps", type=int, default=300, help="of each run on CIFAR-10")
+    parser.add_argument("--out", type=Path, help="the file to write")
     arguments = parser.parse_args()
+    results = Path(__file__).parent / "results"
+    if arguments.accuracy:
+        config, name = fixmatch_digits(), "precision-digits.md"
+        if arguments.cifar:
+            config = replace(default("fixmatch", "folder"), path=arguments.cifar, labels=250, network="wrn-28-2")
+            config, name = replace(config, steps=arguments.steps, eval_every=arguments.steps), "precision-cifar10.md"
+        accuracy(config, arguments.seeds, arguments.out or results / name)
+        return
     turns, each = (2, 1) if arguments.quick else (arguments.turns, arguments.each)
     random.seed(SEED)
     torch.manual_seed(SEED)
@@ -231,7 +277,7 @@ def main() -> None:
                 print(f"{what:36s} {who:30s} {precision:9s} {images / took:9,.1f} images/s {theirs / took:6.2f}")
     batch = f"{BATCH['fixmatch']} labelled and {RATIO * BATCH['fixmatch']} unlabelled"
     save(
-        arguments.out,
+        arguments.out or results / ("training-cuda.md" if CUDA else "training.md"),
         "Images a second of a training step, data loading included",
         f"python benchmarks/training.py --turns {turns} --each {each}",
         f"FixMatch {batch} images a step, BYOL {BATCH['byol']}, each image counted once; {SIZE} x {SIZE} x 3; "
