@@ -1,5 +1,7 @@
 """One signature, several ways to run it: the kernel is chosen by device, dtype and layout, never by the user."""
 
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -53,19 +55,22 @@ def _tables(triples: list[tuple[Tensor, Tensor, Place]]) -> list[plain.Table]:
     return [*tables, plain.Table(triples)] if triples else tables
 
 
-@cache
 def _cpu() -> ModuleType | None:
-    try:
-        from spatial_ensemble.smoothing.kernels import cpu
-    except ImportError:  # numba is an optional extra
-        return None
-    try:
-        return cpu if cpu.works() else None
-    except Exception as error:  # an update must not fail for want of speed
-        warnings.warn(f"numba cannot compile the CPU kernel, updates run in plain torch: {error}", stacklevel=2)
-        return None
+    return _kernel("cpu", "numba")
+
+
+def _gpu() -> ModuleType | None:
+    return _kernel("gpu", "triton")
 
 
 @cache
-def _gpu() -> ModuleType | None:
-    return None
+def _kernel(name: str, package: str) -> ModuleType | None:
+    """A kernel that its package can compile and that proves itself on this machine; a check made once."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        kernel = importlib.import_module(f"spatial_ensemble.smoothing.kernels.{name}")
+        return kernel if kernel.works() else None
+    except Exception as error:  # an update must not fail for want of speed
+        warnings.warn(f"{package} cannot run the {name} kernel, updates run in plain torch: {error}", stacklevel=2)
+        return None

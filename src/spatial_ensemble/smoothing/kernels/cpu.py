@@ -15,7 +15,7 @@ import numba
 import numpy as np
 import torch
 from numba import types
-from torch import Tensor, nn
+from torch import Tensor
 
 from spatial_ensemble.smoothing.draw import Place
 from spatial_ensemble.smoothing.kernels.cpu_loops import (
@@ -30,6 +30,7 @@ from spatial_ensemble.smoothing.kernels.cpu_loops import (
     Job,
     work,
 )
+from spatial_ensemble.smoothing.kernels.layout import is_flat
 
 STUDENTS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
@@ -69,17 +70,13 @@ class Table:
 
 
 def takes(t: Tensor, s: Tensor, place: Place) -> bool:
-    """Whether this kernel smooths `s` into `t`: both plain and dense, alike in memory, into float32.
-
-    Elements must lie row by row, unless no draw cares for their order: those of a whole tensor, or of a channel.
-    """
-    if not (t.dtype == torch.float32 and s.dtype in STUDENTS and _is_plain(t) and _is_plain(s)):
-        return False
-    if t.is_contiguous() and s.is_contiguous():
-        return True
-    if _memory_order(t) != _memory_order(s) or not _is_dense(t):
-        return False
-    return place.whole or (t.numel() == place.row == t.shape[0] * place.unit_size and t.stride(0) == place.unit_size)
+    """Whether this kernel smooths `s` into `t`: flat memory, into float32."""
+    return (
+        t.device.type == s.device.type == "cpu"
+        and t.dtype == torch.float32
+        and s.dtype in STUDENTS
+        and is_flat(t, s, place)
+    )
 
 
 @cache
@@ -91,28 +88,6 @@ def works() -> bool:
     for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True):
         Table([(result, s, Place(None, 1, 77, 77, 77, 0))]).run(0, 0, weight)
     return all(result.equal(t.lerp(s, weight)) for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True))
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and not tensor.is_neg()
-    )
-
-
-def _memory_order(tensor: Tensor) -> list[tuple[int, int]]:
-    return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    expected = 1
-    for stride, size in sorted(_memory_order(tensor)):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _formula(weight: float) -> tuple[int, float]:

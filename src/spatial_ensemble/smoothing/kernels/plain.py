@@ -25,6 +25,11 @@ class Table:
 
     def run(self, step: int, threshold: int, weight: float) -> None:
         """Smooth all pairs at a step, with a weight above 0."""
+        if threshold and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "plain torch cannot be captured in a CUDA graph: each replay would preserve the same units; "
+                "call update outside of the graph, or let Triton's kernel take all tensors"
+            )
         whole = [triple for triple in self._triples if triple[2].whole or threshold == 0]
         replaced = _replaced([place for _, _, place in whole], step, threshold)
         moved = [(t, s) for (t, s, _), moves in zip(whole, replaced, strict=True) if moves]

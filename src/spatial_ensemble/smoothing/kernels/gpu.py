@@ -1,0 +1,237 @@
+# mypy: disallow-untyped-decorators=False
+"""The rule on a GPU, in Triton: a few launches for all tensors, masks drawn inside. NOT YET MEASURED on a GPU.
+
+Tests hold it to the reference through Triton's interpreter on a CPU. One program takes a chunk of one tensor, found in
+a table of pointers on the device; where a tensor, channel or element is preserved it loads and stores nothing. There is
+no host synchronisation.
+
+The step is counted on the device, so that an update may be captured in a CUDA graph: after one update outside of the
+graph (it builds the table), each replay goes on where the last update or replay stopped. What the host knows is frozen
+in the graph: schedules keep their value at the capture, and `teacher.step`, which the capture itself raises by one,
+sees no replays: add their number less one to it before saving, or before calling `update` outside of the graph again.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spatial_ensemble.smoothing.draw import Place
+from spatial_ensemble.smoothing.kernels import plain
+from spatial_ensemble.smoothing.kernels.layout import is_flat
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+CHUNK = 4096  # elements a program takes: eight parts of eight times 64, as the draws lie
+WHOLE, ELEMENTS, UNITS = range(3)  # how a program finds its draws
+SMALL, LARGE, COPY = range(3)  # torch.lerp's two formulas, for weights below one half and above; and weight 1
+
+_CHUNK, _WHOLE, _ELEMENTS, _SMALL, _COPY = (tl.constexpr(value) for value in (CHUNK, WHOLE, ELEMENTS, SMALL, COPY))
+
+
+class Kind(NamedTuple):
+    """What all tensors of one launch share."""
+
+    device: torch.device
+    teacher: torch.dtype
+    student: torch.dtype
+    draws: int  # WHOLE, ELEMENTS or UNITS
+    group: int  # neighbours that are known to share a draw
+
+
+class Table:
+    """The rule over pairs of tensors that this kernel takes, for as long as they lie where they lay."""
+
+    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
+        if _capturing():
+            raise RuntimeError(
+                "the first update on these tensors cannot be captured in a CUDA graph; call update once before"
+            )
+        self._teacher = [t for t, _, _ in triples]
+        self._tensors = [*self._teacher, *(s for _, s, _ in triples)]
+        self._layout = self._read_layout()
+        self._storages = [tensor.untyped_storage() for tensor in self._tensors]  # so that no address is used again
+        alike: dict[Kind, list[tuple[Tensor, Tensor, Place]]] = {}
+        for triple in triples:
+            if triple[0].numel():
+                alike.setdefault(_kind(*triple), []).append(triple)
+        self._launches = [(kind, *_rows(kind, members)) for kind, members in alike.items()]
+        self._clocks = {kind.device: torch.zeros(1, dtype=torch.int64, device=kind.device) for kind in alike}
+
+    def holds(self) -> bool:
+        """Whether no tensor was given other memory, as by `parameter.data = ...`."""
+        return self._read_layout() == self._layout
+
+    def run(self, step: int, threshold: int, weight: float) -> None:
+        """Smooth all pairs at a step, with a weight above 0; while a graph is captured, at the device's own step."""
+        rounded = torch.tensor(weight, dtype=torch.float32).item()
+        formula = COPY if weight == 1 else SMALL if rounded < 0.5 else LARGE
+        for clock in self._clocks.values():
+            if not _capturing():
+                clock.fill_(step)
+        for kind, rows, chunks in self._launches:
+            # Nothing is preserved at a threshold of 0, so no draw is needed.
+            draws, group = (WHOLE, 1) if threshold == 0 and kind.draws == UNITS else (kind.draws, kind.group)
+            tensors = rows.shape[1]
+            with torch.cuda.device(kind.device) if kind.device.type == "cuda" else contextlib.nullcontext():
+                _smooth[(chunks,)](
+                    rows,
+                    self._clocks[kind.device],
+                    tensors,
+                    threshold,
+                    rounded if formula == SMALL else rounded - 1,
+                    FORMULA=formula,
+                    DRAWS=draws,
+                    GROUP=group,
+                    TEACHER=DTYPES[kind.teacher],
+                    STUDENT=DTYPES[kind.student],
+                    BITS=max(tensors - 1, 1).bit_length(),
+                    enable_fp_fusion=False,  # where a product and a sum are to be rounded once, `_move` says so
+                )
+        for clock in self._clocks.values():
+            clock.add_(1)
+        torch.autograd.graph.increment_version(self._teacher)
+
+    def _read_layout(self) -> list[object]:
+        return [(tensor.data_ptr(), tensor.stride()) for tensor in self._tensors]
+
+
+def takes(t: Tensor, s: Tensor, place: Place) -> bool:
+    """Whether this kernel smooths `s` into `t`: flat memory on one GPU, of floats of at most 32 bits."""
+    return (
+        t.device.type == "cuda"
+        and t.device == s.device
+        and t.dtype in DTYPES
+        and s.dtype in DTYPES
+        and is_flat(t, s, place)
+    )
+
+
+@cache
+def works() -> bool:
+    """Whether the kernel gives plain torch's masks and, to a rounding, its values on the current GPU."""
+    t, s = torch.randn(2, 96, 16, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    for unit_size in (1, 16, 1536):
+        place = Place((1, 2), unit_size, 1536 // unit_size, 1536, 1536, 0)
+        moved, expected = t.clone(), t.clone()
+        Table([(moved, s, place)]).run(3, 1 << 15, 0.25)
+        plain.Table([(expected, s, place)]).run(3, 1 << 15, 0.25)
+        if not (torch.equal(moved == t, expected == t) and torch.allclose(moved, expected, rtol=1e-6, atol=1e-6)):
+            return False
+    return True
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _kind(t: Tensor, s: Tensor, place: Place) -> Kind:
+    if place.whole:
+        return Kind(t.device, t.dtype, s.dtype, WHOLE, 1)
+    if place.unit_size == 1 and place.row == t.numel():
+        return Kind(t.device, t.dtype, s.dtype, ELEMENTS, 1)
+    together = all(number % 8 == 0 for number in (place.unit_size, place.row, place.stride, place.offset))
+    return Kind(t.device, t.dtype, s.dtype, UNITS, 8 if together else 1)
+
+
+def _rows(kind: Kind, triples: Sequence[tuple[Tensor, Tensor, Place]]) -> tuple[Tensor, int]:
+    """(int64 [fields, tensors] on the device, number of chunks)."""
+    rows, chunks = [], 0
+    for t, s, place in triples:
+        key = place.key or (0, 0)
+        fields = (t.data_ptr(), s.data_ptr(), t.numel(), chunks, place.key is not None, *key, place.unit_size)
+        rows.append([*map(int, fields), place.row, place.stride, place.offset])
+        skipped = place.offset % 512 if kind.draws == ELEMENTS else 0  # a chunk begins where 512 draws begin
+        chunks += -(-(skipped + t.numel()) // CHUNK)
+    return torch.tensor(rows, dtype=torch.int64).t().contiguous().to(kind.device), chunks
+
+
+@triton.jit
+def _philox(block, key0, key1, step):  # type: ignore[no-untyped-def]
+    """Philox4x32-7, as in draw.py."""
+    c0, c1 = block.to(tl.uint32), (block >> 32).to(tl.uint32)
+    c2, c3 = step.to(tl.uint32) + tl.zeros_like(c0), (step >> 32).to(tl.uint32) + tl.zeros_like(c0)
+    for _ in tl.static_range(7):
+        b0, b2 = c0, c2
+        c0 = tl.umulhi(b2, tl.full(b2.shape, 0xCD9E8D57, tl.uint32)) ^ c1 ^ key0
+        c2 = tl.umulhi(b0, tl.full(b0.shape, 0xD2511F53, tl.uint32)) ^ c3 ^ key1
+        c1 = b2 * tl.full(b2.shape, 0xCD9E8D57, tl.uint32)
+        c3 = b0 * tl.full(b0.shape, 0xD2511F53, tl.uint32)
+        key0 += tl.full(key0.shape, 0x9E3779B9, tl.uint32)
+        key1 += tl.full(key1.shape, 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _draws(index, key0, key1, step):  # type: ignore[no-untyped-def]
+    """The draws of any indices, one counter each."""
+    c0, c1, c2, c3 = _philox(index // 512 * 64 + index % 64, key0, key1, step)
+    part = (index % 512 // 64).to(tl.int32)
+    word = tl.where(part < 4, tl.where(part < 2, c0, c1), tl.where(part < 6, c2, c3))
+    return tl.where(part % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
+
+
+@triton.jit
+def _move(teacher, student, j, moves, factor, FORMULA: tl.constexpr):  # type: ignore[no-untyped-def]
+    """T <- T + weight * (S - T) at the elements j that move."""
+    s = tl.load(student + j, mask=moves).to(tl.float32)
+    if FORMULA == _COPY:
+        moved = s
+    else:
+        t = tl.load(teacher + j, mask=moves).to(tl.float32)
+        moved = tl.fma(s - t, tl.zeros_like(t) + factor, t if FORMULA == _SMALL else s)
+    tl.store(teacher + j, moved.to(teacher.dtype.element_ty), mask=moves)
+
+
+@triton.jit(do_not_specialize=["tensors", "threshold", "factor"])
+def _smooth(  # type: ignore[no-untyped-def]
+    rows,
+    clock,
+    tensors,
+    threshold,
+    factor,
+    FORMULA: tl.constexpr,
+    DRAWS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TEACHER: tl.constexpr,
+    STUDENT: tl.constexpr,
+    BITS: tl.constexpr,
+):
+    chunk = tl.program_id(0).to(tl.int64)
+    i = chunk * 0  # the last tensor whose first chunk is not beyond this one, by binary search
+    for bit in tl.static_range(BITS):
+        further = i + (1 << (BITS - 1 - bit))
+        first = tl.load(rows + 3 * tensors + further, mask=further < tensors, other=1 << 62)
+        i = tl.where(first <= chunk, further, i)
+    rows += i
+    teacher = tl.load(rows).to(tl.pointer_type(TEACHER))
+    student = tl.load(rows + tensors).to(tl.pointer_type(STUDENT))
+    numel = tl.load(rows + 2 * tensors)
+    start = (chunk - tl.load(rows + 3 * tensors)) * _CHUNK
+    drawn = tl.load(rows + 4 * tensors)
+    key0, key1 = tl.load(rows + 5 * tensors).to(tl.uint32), tl.load(rows + 6 * tensors).to(tl.uint32)
+    unit_size, row, stride = tl.load(rows + 7 * tensors), tl.load(rows + 8 * tensors), tl.load(rows + 9 * tensors)
+    offset = tl.load(rows + 10 * tensors)
+    step = tl.load(clock)
+    if DRAWS == _WHOLE:
+        moves = (drawn == 0) | (_draws(chunk * 0, key0, key1, step) >= threshold)
+        j = start + tl.arange(0, _CHUNK)
+        _move(teacher, student, j, j < tl.where(moves, numel, 0), factor, FORMULA)
+    elif DRAWS == _ELEMENTS:
+        lane = tl.arange(0, _CHUNK // 8)
+        element = offset // 512 * 512 + start  # the first of the chunk, in the global tensor
+        words = _philox(element // 512 * 64 + lane, key0, key1, step)
+        for part in tl.static_range(8):  # of each 512 draws the 64 that lie side by side
+            draw = (words[part // 2] >> (16 * (part % 2)) & 0xFFFF).to(tl.int32)
+            j = element - offset + lane // 64 * 512 + part * 64 + lane % 64
+            _move(teacher, student, j, (j >= 0) & (j < numel) & (draw >= threshold), factor, FORMULA)
+    else:
+        head = start + tl.arange(0, _CHUNK // GROUP) * GROUP
+        unit = (head // row * stride + offset + head % row) // unit_size
+        moves = _draws(unit, key0, key1, step) >= threshold
+        j = head[:, None] + tl.arange(0, GROUP)[None, :]
+        _move(teacher, student, j, (j < numel) & moves[:, None], factor, FORMULA)
