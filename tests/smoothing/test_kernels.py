@@ -9,7 +9,7 @@ import reference
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smoothing.networks import assert_equal, student, tensors, walk
+from smoothing.students import assert_equal, student, tensors, walk
 
 from spatial_ensemble import Teacher, spatial_temporal_smoothing
 from spatial_ensemble.smoothing import kernels

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from smoothing.networks import assert_equal, student, tensors, walk
+from smoothing.students import assert_equal, student, tensors, walk
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -275,7 +275,7 @@ def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil,
 CONTINUE = """
 import sys, torch
 sys.path.insert(0, sys.argv[3])
-from smoothing.networks import student, tensors, walk
+from smoothing.students import student, tensors, walk
 from spatial_ensemble import Smoothing, Teacher, cosine
 saved = torch.load(sys.argv[1], weights_only=True)
 net = student(1)

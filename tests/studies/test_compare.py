@@ -108,8 +108,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(study: Study) -> None:
 def test_results_json_is_as_designed(study: Study) -> None:
     _, _, results = study
     assert list(results) == ["config", "versions", "runs", "summary", "paired"]
-    assert replace(configuration(results), options={}) == TINY
-    assert results["config"]["unlabelled_ratio"] == 1
+    assert configuration(results) == replace(TINY, options=TINY.options | {"unlabelled_ratio": 1})
     assert results["versions"]["torch"] == version("torch")
     keys = ["smoothing", "seed", "teacher_accuracy", "student_accuracy", "seconds", "history"]
     assert [list(run) for run in results["runs"]] == [keys] * 4
@@ -166,7 +165,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(study: Study, f
 def test_a_run_of_another_study_is_refused_before_any_starts(study: Study, tmp_path: Path, in_process: None) -> None:
     shutil.copytree(study[0] / "runs" / "sts-seed1", tmp_path / "runs" / "sts-seed1")
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"sts-seed1 holds another study \(--lr 0.03, not 0.5\)"):
+    with pytest.raises(UserError, match=rf"sts-seed1 holds another study \(--lr {TINY.lr}, not 0.5\)"):
         compare(replace(configuration(study[2]), lr=0.5), tmp_path, seeds=2)
     assert files(tmp_path) == before
 
