@@ -153,7 +153,7 @@ def memory() -> list[str]:
 
 
 def first_update() -> list[str]:
-    """Seconds that the first update of a process takes, in new processes: compiling, and then with the cache on disk."""
+    """Seconds that the first update of a new process takes: compiling, and then with the cache on disk."""
     program = (
         "import time, torch, spatial_ensemble as s; net = torch.nn.Linear(9, 9); t = s.Teacher(net, s.Smoothing(0.9));"
         "start = time.perf_counter(); t.update(net); print(time.perf_counter() - start)"
