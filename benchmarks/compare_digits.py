@@ -51,7 +51,7 @@ def study() -> None:
     save(
         RESULTS / "compare_digits.md",
         "The default study: FixMatch on digits, 20 labels",
-        "python benchmarks/compare_digits.py` (it runs `spatial-ensemble compare",
+        "python benchmarks/compare_digits.py",
         f"seeds {seeds}, {about}",
         lines,
         PACKAGES,
