@@ -54,18 +54,20 @@ def test_every_job_reports_and_returns_from_another_process_with_one_thread() ->
     ],
 )
 def test_a_failure_is_one_line_that_names_the_job(work: Callable, job: str, message: str) -> None:
+    before = set(multiprocessing.active_children())
     with pytest.raises(UserError) as caught:
         list(run_jobs(work, [job], workers=1))
     assert str(caught.value) == message
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_leaving_early_ends_the_workers() -> None:
+    before = set(multiprocessing.active_children())
     events = run_jobs(sleep, ["long"], workers=1)
     assert next(events).value == 0  # the job is at work
     started = time.monotonic()
     events.close()
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
     assert time.monotonic() - started < 30  # it did not sleep to its end
 
 
