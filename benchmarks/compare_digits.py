@@ -42,9 +42,10 @@ def study() -> None:
         f"From the command to the report: {seconds:.0f} s.",
         "",
         "How the recipe's numbers were chosen: optimizer and threshold by the moving average's accuracy on seeds 10 to "
-        "13 (SGD with FixMatch's own numbers for CIFAR learnt too slowly); then steps and momentum on this study's own "
-        "seeds, for all smoothings together: with 900 steps and m = 0.97 the slower teachers were still rising at the "
-        "end. The study shows that the program works; its seeds are not fresh ones, and no gain may be read from it.",
+        "13 (SGD with FixMatch's own numbers for CIFAR learnt too slowly); then learning rate, steps and momentum on "
+        "this study's own seeds, for all smoothings together: with 900 steps and m = 0.97 the slower teachers were "
+        "still rising at the end. The study shows that the program works; its seeds are not fresh, and no gain may "
+        "be read from it.",
     ]
     seeds = sorted({run["seed"] for run in results["runs"]})
     about = ", ".join(f"{name} {value}" for name, value in results["config"].items() if value is not None)

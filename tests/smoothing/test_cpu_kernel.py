@@ -62,6 +62,21 @@ def test_every_number_of_16_bits_is_widened_exactly(dtype):
     assert torch.equal(t[~nan].view(torch.int32), expected[~nan].view(torch.int32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("index", [0, 65_535, 65_536, 99_998])
+def test_an_inf_or_nan_is_found_wherever_it_is(dtype, value, index):
+    whole = [Place(None, 1, size, size, size, 0) for size in (7, 99_999, 0, 3)]
+    students = [torch.full((place.row,), torch.finfo(dtype).max, dtype=dtype) for place in whole]
+    table = cpu.Table([(torch.zeros(len(s)), s, place) for s, place in zip(students, whole, strict=True)])
+    assert table.nonfinite() == []
+    students[1][index] = value
+    (found,) = table.nonfinite()
+    assert found is students[1]
+    students[3][-1] = value
+    assert [id(tensor) for tensor in table.nonfinite()] == [id(students[1]), id(students[3])]
+
+
 def test_autograd_sees_that_the_teacher_changed():
     t, s, x = torch.randn(4), torch.randn(4), torch.randn(4, requires_grad=True)
     loss = (x * t).sum()

@@ -342,6 +342,15 @@ def test_a_nonfinite_student_leaves_the_teacher_as_it_was(policy):
     assert_equal(tensors(teacher.module), before)
 
 
+def test_a_finite_student_is_never_taken_for_another():
+    net = student().double()
+    with torch.no_grad():
+        net.encode.weight.fill_(1e300)  # more than float32 holds
+        net.encode.weight[0, 0] = -torch.finfo(torch.float64).max
+    Teacher(net, STS, on_nonfinite="raise").update(net)
+    Teacher(student(), STS, on_nonfinite="raise").update(student())
+
+
 def test_it_answers_in_eval_mode_without_gradients_whatever_a_parent_says():
     net = student()
     parent = nn.ModuleDict({"student": net, "teacher": Teacher(net, STS)})

@@ -232,7 +232,8 @@ class _Plan:
         pairs = [pair for pair in pairing.pairs if pair.is_buffer or pair.student.requires_grad or not frozen]
         placed = [(pair, place_of(pair)) for pair in pairs]
         self.moving = [(pair, where) for pair, where in placed if where is not None]
-        self._copied = [pair for pair, where in placed if where is None and pair.is_buffer]
+        copied = [pair for pair, where in placed if where is None and pair.is_buffer]
+        self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
         self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
         self._parts: list[Tensor] = []
         self._smoother: Smoother | None = None
@@ -247,9 +248,8 @@ class _Plan:
 
     def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
         self._current().run(step, threshold(preserve_prob), 1 - momentum)
-        if copy_buffers and self._copied:
-            copied = [(local(pair.teacher), local(pair.student)) for pair in self._copied]
-            torch._foreach_copy_([t for t, _ in copied], [s for _, s in copied])
+        if copy_buffers and self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
     def _current(self) -> Smoother:
         """The smoother of this rank's tensors."""
@@ -264,11 +264,9 @@ class _Plan:
 
     def first_nonfinite(self) -> str | None:
         """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
-        filled = [(i, s) for i, (pair, _) in enumerate(self.moving) if (s := local(pair.student)).numel()]
-        largest = torch._foreach_norm([s for _, s in filled], ord=torch.inf) if filled else []
-        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist() if filled else []
-        first = next((i for (i, _), good in zip(filled, finite, strict=True) if not good), len(self.moving))
-        first = least(first, [pair.student for pair, _ in self.moving])
+        found = set(map(id, self._current().nonfinite()))
+        numbers = (i for i, (pair, _) in enumerate(self.moving) if found and id(local(pair.student)) in found)
+        first = least(next(numbers, len(self.moving)), [pair.student for pair, _ in self.moving])
         return self.moving[first][0].name if first < len(self.moving) else None
 
 

@@ -32,10 +32,17 @@ class Smoother:
         """One update. `threshold` is that of `draw.Keep`; a weight of 1 copies, 0 leaves all as it is."""
         if weight == 0:
             return
+        for table in self._current():
+            table.run(step, threshold, weight)
+
+    def nonfinite(self) -> list[Tensor]:
+        """The student's tensors that hold an inf or NaN; waits for a GPU."""
+        return [tensor for table in self._current() for tensor in table.nonfinite()]
+
+    def _current(self) -> list[plain.Table]:
         if self._tables is None or not all(table.holds() for table in self._tables):
             self._tables = _tables(self._triples)
-        for table in self._tables:
-            table.run(step, threshold, weight)
+        return self._tables
 
 
 def smooth_(teacher: Sequence[Tensor], student: Sequence[Tensor], keep: Keep, weight: float) -> None:

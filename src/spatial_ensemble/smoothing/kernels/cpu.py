@@ -28,6 +28,7 @@ from spatial_ensemble.smoothing.kernels.cpu_loops import (
     ROW,
     SMALL,
     Job,
+    search,
     work,
 )
 from spatial_ensemble.smoothing.kernels.layout import is_flat
@@ -44,12 +45,13 @@ class Table:
         self._strided = [tensor for tensor in self._tensors if tensor.ndim > 1]
         self._layout = self._read_layout()
         self._storages = [t.untyped_storage() for t in self._tensors]  # so that no address is used a second time
+        self._students = [s for _, s, _ in triples if s.numel()]
         rows: list[tuple[int, ...]] = []
         chunks = 0
         for t, s, place in triples:
             if t.numel():
                 draws = (place.key is not None, place.whole, *(place.key or (0, 0)), place.unit_size, *place[3:])
-                rows.append((t.data_ptr(), s.data_ptr(), STUDENTS[s.dtype], t.numel(), chunks, *draws))
+                rows.append((t.data_ptr(), s.data_ptr(), STUDENTS[s.dtype], t.numel(), chunks, 0, *draws))
                 chunks += -(-t.numel() // CHUNK)
         self._rows = np.array(rows, ROW)
         self._job = Job(chunks=chunks, rows=self._rows.ctypes.data, tensors=len(rows))
@@ -62,8 +64,15 @@ class Table:
         job = self._job
         job.next, job.step, job.threshold = 0, step, threshold
         job.formula, job.factor = _formula(weight)
-        _in_parallel(ctypes.addressof(job), min(torch.get_num_threads(), job.chunks))
+        _in_parallel(work, job)
         torch.autograd.graph.increment_version(self._teacher)
+
+    def nonfinite(self) -> list[Tensor]:
+        """The student's tensors that hold an inf or NaN."""
+        self._job.next = 0
+        self._rows["nonfinite"] = 0
+        _in_parallel(search, self._job)
+        return [self._students[i] for i in self._rows["nonfinite"].nonzero()[0]]
 
     def _read_layout(self) -> list[object]:
         return [*map(Tensor.data_ptr, self._tensors), *map(Tensor.stride, self._strided)]
@@ -98,15 +107,16 @@ def _formula(weight: float) -> tuple[int, float]:
     return (SMALL, float(rounded)) if rounded < 0.5 else (LARGE, float(rounded - np.float32(1)))
 
 
-def _in_parallel(job: int, threads: int) -> None:
-    """Run `work` on torch's own OpenMP team; where torch has none, on threads of its own."""
+def _in_parallel(part: Callable[[int], None], job: Job) -> None:
+    """Let each thread do its part of a job, on torch's own OpenMP team; where torch has none, on threads of its own."""
+    compiled, address, threads = _compiled(part), ctypes.addressof(job), min(torch.get_num_threads(), job.chunks)
     if (parallel := _openmp()) is not None:
-        parallel(_compiled().address, job, threads, 0)
+        parallel(compiled.address, address, threads, 0)
         return
-    others = [threading.Thread(target=_compiled().ctypes, args=(job,)) for _ in range(threads - 1)]
+    others = [threading.Thread(target=compiled.ctypes, args=(address,)) for _ in range(threads - 1)]
     for thread in others:
         thread.start()
-    _compiled().ctypes(job)
+    compiled.ctypes(address)
     for thread in others:
         thread.join()
 
@@ -122,9 +132,9 @@ def _openmp() -> Callable[..., None] | None:
 
 
 @cache
-def _compiled() -> Any:
-    """`work` as machine code, kept on disk if numba finds a place for it."""
+def _compiled(part: Callable[[int], None]) -> Any:
+    """`work` or `search` as machine code, kept on disk if numba finds a place for it."""
     try:
-        return numba.cfunc(types.void(types.intp), cache=True, error_model="numpy")(work)
+        return numba.cfunc(types.void(types.intp), cache=True, error_model="numpy")(part)
     except RuntimeError:  # no writable directory
-        return numba.cfunc(types.void(types.intp), error_model="numpy")(work)
+        return numba.cfunc(types.void(types.intp), error_model="numpy")(part)

@@ -42,7 +42,7 @@ class Job(ctypes.Structure):
 
 JOB = np.dtype(Job)
 ROW = np.dtype(
-    [(name, "i8") for name in ("teacher", "student", "dtype", "numel", "first_chunk", "drawn", "whole")]
+    [(name, "i8") for name in ("teacher", "student", "dtype", "numel", "first_chunk", "nonfinite", "drawn", "whole")]
     + [("key0", "u8"), ("key1", "u8")]
     + [(name, "i8") for name in ("unit_size", "row", "stride", "offset")]
 )
@@ -78,6 +78,39 @@ def work(job_address: int) -> None:
             else:
                 _move_units(row, job, start, end, element)
             start = end
+
+
+def search(job_address: int) -> None:
+    """One thread's part: take chunks until none is left, and mark the rows whose student holds an inf or NaN."""
+    job = carray(_pointer(job_address), 1, JOB)[0]
+    rows = carray(_pointer(job.rows), job.tensors, ROW)
+    i = 0
+    while True:
+        chunk = _take(job_address)
+        if chunk >= job.chunks:
+            return
+        while i + 1 < job.tensors and chunk >= rows[i + 1].first_chunk:
+            i += 1
+        start = (chunk - rows[i].first_chunk) * CHUNK
+        if _holds_nonfinite(rows[i], start, min(start + CHUNK, rows[i].numel)):
+            rows[i].nonfinite = 1
+
+
+@numba.njit(error_model="numpy")
+def _holds_nonfinite(row: Any, start: int, stop: int) -> Any:
+    """Whether all bits of an exponent are set."""
+    if row.dtype == FLOAT32:
+        words = carray(_pointer(row.student + 4 * start), stop - start, uint32)
+        largest = uint32(0)
+        for i in range(stop - start):
+            largest = max(largest, words[i] & uint32(0x7F800000))
+        return largest == uint32(0x7F800000)
+    halves = carray(_pointer(row.student + 2 * start), stop - start, uint16)
+    exponent = uint16(0x7F80) if row.dtype == BFLOAT16 else uint16(0x7C00)
+    most = uint16(0)
+    for i in range(stop - start):
+        most = max(most, halves[i] & exponent)
+    return most == exponent
 
 
 @numba.njit(error_model="numpy")

@@ -66,6 +66,10 @@ class Table:
         """Whether no tensor was given other memory, as by `parameter.data = ...`."""
         return self._read_layout() == self._layout
 
+    def nonfinite(self) -> list[Tensor]:
+        """The student's tensors that hold an inf or NaN; waits for the GPU."""
+        return plain.nonfinite(self._tensors[len(self._teacher) :])
+
     def run(self, step: int, threshold: int, weight: float) -> None:
         """Smooth all pairs at a step, with a weight above 0; while a graph is captured, at the device's own step."""
         rounded = torch.tensor(weight, dtype=torch.float32).item()

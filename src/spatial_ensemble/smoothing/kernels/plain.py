@@ -13,7 +13,7 @@ CHUNK = 1 << 13  # elements handled at a time: temporary memory stays below 1 Mi
 
 
 class Table:
-    """The rule over pairs of tensors of any kind. The other kernels' tables have the same three methods."""
+    """The rule over pairs of tensors of any kind. The other kernels' tables have the same four methods."""
 
     def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
         # Alike in kind one after another, so that one call moves many.
@@ -22,6 +22,10 @@ class Table:
     def holds(self) -> bool:
         """Whether the table may be used again: always, for each run asks the tensors anew."""
         return True
+
+    def nonfinite(self) -> list[Tensor]:
+        """The student's tensors that hold an inf or NaN."""
+        return nonfinite([s for _, s, _ in self._triples])
 
     def run(self, step: int, threshold: int, weight: float) -> None:
         """Smooth all pairs at a step, with a weight above 0."""
@@ -44,6 +48,16 @@ class Table:
                     _mix_rows_(t, s, place, step, threshold, weight)
                 else:
                     _mix_fragments_(t, s, place, step, threshold, weight)
+
+
+def nonfinite(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those that hold an inf or NaN; one wait for a GPU, however many they are."""
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled:
+        return []
+    largest = torch._foreach_norm(filled, ord=torch.inf)
+    finite = torch.stack([norm.to(filled[0].device, torch.float64) for norm in largest]).isfinite().tolist()
+    return [tensor for tensor, good in zip(filled, finite, strict=True) if not good]
 
 
 def _kind(t: Tensor, s: Tensor) -> tuple[str, str, str, str]:
