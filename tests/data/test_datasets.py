@@ -141,6 +141,7 @@ def test_what_is_not_there_and_cannot_be_downloaded_is_one_clear_error(name, tmp
         message = str(error.value)
         assert message.startswith(f"{name} is not in {path or tmp_path}") and "no network" in message
         assert "--data folder" in message and "\n" not in message
+    assert not (tmp_path / "nowhere").exists()  # no empty folder is left behind
 
 
 def test_a_download_that_arrives_damaged_is_one_clear_error(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -131,7 +132,7 @@ def _published(name: str, root: Path, image_size: int | None) -> ImageData:
 
     if root.is_file():
         raise UserError(f"{root} is a file: --path takes the folder that holds {name}, or where to download it to")
-    known = PUBLISHED[name]
+    known, existed = PUBLISHED[name], root.exists()
 
     def read(part: dict[str, Any]) -> Any:
         reader = getattr(datasets, known.reader)
@@ -142,6 +143,9 @@ def _published(name: str, root: Path, image_size: int | None) -> ImageData:
         try:
             return reader(root, **part, download=True)
         except (OSError, RuntimeError, HTTPException) as error:
+            if not existed:
+                with suppress(OSError):  # it stays if anything is in it
+                    root.rmdir()
             raise UserError(
                 f"{name} is not in {root}, or damaged, and could not be downloaded ({error}): put {known.holds} there, "
                 "or images in class folders anywhere and use --data folder"
