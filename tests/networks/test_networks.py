@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spatial_ensemble import networks
 from spatial_ensemble.errors import UserError
@@ -87,6 +88,17 @@ def test_cifar_stem_keeps_the_resolution() -> None:
     network.layer1.register_forward_hook(lambda module, args, output: sizes.append(output.shape[-1]))
     network(torch.zeros(2, 3, 32, 32))
     assert sizes == [32] and network.conv1.kernel_size == (3, 3)
+
+
+def test_the_small_residual_network_is_a_fraction_of_resnet18() -> None:
+    images, operations = torch.zeros(1, 3, 32, 32), {}
+    for name in ("resnet10-small", "resnet18-cifar"):
+        with FlopCounterMode(display=False) as counter:
+            networks.build(name, channels=3, size=32)(images)
+        operations[name] = counter.get_total_flops() // 2_000_000
+    assert operations == {"resnet10-small": 15, "resnet18-cifar": 555}
+    convolutions = [m for m in networks.build("resnet10-small", channels=3, size=32).modules() if type(m) is nn.Conv2d]
+    assert sum(conv.kernel_size == (3, 3) for conv in convolutions) == 9  # ten layers with a classifier
 
 
 def test_vision_transformer_takes_smaller_crops() -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.networks.library import resnet, resnet_cifar, vit
+from spatial_ensemble.networks.library import resnet, resnet_cifar, resnet_small, vit
 from spatial_ensemble.networks.small import SmallNetwork
 from spatial_ensemble.networks.wide_resnet import WideResNet
 
@@ -17,6 +17,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "small": lambda channels, size: SmallNetwork(channels),
     "wrn-28-2": lambda channels, size: WideResNet(28, 2, channels),
     "wrn-28-8": lambda channels, size: WideResNet(28, 8, channels),
+    "resnet10-small": resnet_small,
     "resnet18-cifar": partial(resnet_cifar, "resnet18"),
     "resnet18": partial(resnet, "resnet18"),
     "resnet50": partial(resnet, "resnet50"),

@@ -1,5 +1,7 @@
 """Backbones from torchvision and timm, which are imported when one is built."""
 
+import itertools
+
 from torch import nn
 
 
@@ -20,6 +22,26 @@ def resnet_cifar(name: str, *, channels: int, size: int) -> nn.Module:
     network = resnet(name, channels=channels, size=size)
     network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
+    return network
+
+
+def resnet_small(*, channels: int, size: int) -> nn.Module:
+    """Ten layers of torchvision's residual blocks for small images on a CPU: 32 to 256 filters, a 3x3 stem of stride 2.
+
+    An image of 32 x 32 pixels takes 16 million multiplications, where `resnet18-cifar` takes 556 million.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    widths = [32, 32, 64, 128, 256]
+    layers = [nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
+    for inputs, outputs in itertools.pairwise(widths):
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+        layers.append(BasicBlock(inputs, outputs, *([2, shortcut] if inputs < outputs else [])))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network.num_features = widths[-1]  # type: ignore[assignment]
     return network
 
 
