@@ -34,6 +34,8 @@ def test_to_yaml_and_back_is_the_same(tmp_path):
         ("lr", math.inf, "--lr must be a positive number"),
         ("weight_decay", -1.0, "--weight-decay must be 0 or more"),
         ("weight_decay", math.nan, "--weight-decay must be 0 or more"),
+        ("clip_grad", 0.0, "--clip-grad must be a positive number"),
+        ("clip_grad", math.nan, "--clip-grad must be a positive number"),
         ("warmup_steps", 2000, "--warmup-steps must be from 0 to --steps"),
         ("momentum", 1.5, r"momentum must be a number in \[0, 1\], got 1.5"),
         ("preserve_prob", math.nan, r"preserve_prob must be a number in \[0, 1\], got nan"),

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from spatial_ensemble import UserError
+from spatial_ensemble.data.datasets import load
 from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.build import build_method, describe
 from spatial_ensemble.training.config import Config, read_yaml
 from spatial_ensemble.training.run import check, train
 
@@ -210,3 +212,19 @@ def test_check_finds_what_train_would_refuse(tmp_path):
         check(replace(SHORT, labels=25))
     with pytest.raises(UserError, match=r"threshold 1\.5"):
         check(replace(SHORT, options={"threshold": 1.5}))
+
+
+def test_gradients_are_clipped_to_their_norm_together(tmp_path):
+    """The first step of gradient descent with momentum is lr times the gradient."""
+    plain = replace(SHORT, steps=1, optimizer="heavyball", lr=0.5, lr_schedule="constant", weight_decay=0.0)
+    steps = {}
+    for clip in (None, 0.01, 1e6):
+        config = replace(plain, clip_grad=clip, network="small")
+        method = build_method(config, describe(load("digits")))
+        before = torch.nn.utils.parameters_to_vector(method.parameters()).detach().clone()
+        content = checkpoint.load(train(config, tmp_path / str(clip), progress=False).checkpoint)
+        method.load_state_dict(content["method"])
+        steps[clip] = torch.nn.utils.parameters_to_vector(method.parameters()).detach() - before
+    assert steps[0.01].norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert steps[None].norm() > 10 * steps[0.01].norm() and torch.equal(steps[None], steps[1e6])
+    torch.testing.assert_close(steps[0.01] / steps[0.01].norm(), steps[None] / steps[None].norm(), rtol=0, atol=1e-3)

@@ -45,6 +45,7 @@ class Config:
         lr_schedule: constant; cosine to 0; or fixmatch, cos(7 pi k / 16 K).
         warmup_steps: the learning rate first rises in a straight line over this many steps; 0 is off.
         weight_decay: of weights; biases and norms have none.
+        clip_grad: greatest norm of all gradients together, longer ones are scaled down to it; none is off.
         precision: 32-true, or bf16-mixed: networks compute in bfloat16, weights stay in float32.
         device: auto, cpu or cuda.
         eval_every: steps between evaluations of teacher and student; the last step is always evaluated.
@@ -82,6 +83,7 @@ class Config:
     lr_schedule: Literal["constant", "cosine", "fixmatch"] = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 0.0005
+    clip_grad: float | None = None
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval_every: int = 100
@@ -102,6 +104,7 @@ class Config:
             ("batchnorm_momentum", 0 <= (self.batchnorm_momentum or 0) <= 1, "a number in [0, 1]"),
             ("lr", math.isfinite(self.lr) and self.lr > 0, "a positive number"),
             ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or more"),
+            ("clip_grad", self.clip_grad is None or self.clip_grad > 0, "a positive number"),
             ("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"from 0 to --steps ({self.steps})"),
         ):
             if not ok:

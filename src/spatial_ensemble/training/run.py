@@ -172,6 +172,11 @@ class _Run:
         self.stepper.zero_grad()
         loss, metrics = self.module(self.batches(step), self.teacher)
         self.fabric.backward(loss)
+        if self.config.clip_grad is not None:
+            # A loss that is not finite is told by `evaluate`, as it is without clipping.
+            self.fabric.clip_gradients(
+                self.module, self.stepper, max_norm=self.config.clip_grad, error_if_nonfinite=False
+            )
         self.stepper.step()
         if self.fabric.world_size > 1 and not self.synchronised:
             # DDP averages gradients alone; without this the statistics, and so the teachers, would drift apart.
