@@ -8,7 +8,7 @@ import torch
 from lightly.loss.dino_loss import DINOLoss
 from tiny import CLASSES, build, make_batch
 
-from spatial_ensemble import networks
+from spatial_ensemble import Teacher, networks, temporal_moving_average
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.dino import DINO, DINOHead, cross_view_loss
 
@@ -74,6 +74,22 @@ def test_centre_is_a_saved_moving_average_of_the_teachers_logits() -> None:
     assert torch.equal(method.state_dict()["centre"], method.centre)
 
 
+def test_by_default_the_teachers_statistics_are_those_of_global_crops() -> None:
+    """The student's are those of local crops for the most part, which mislead a teacher on whole images."""
+    backbone = networks.build("small", channels=3, size=8)
+    method = DINO(backbone, CLASSES, hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2)
+    teacher = Teacher(method.student, temporal_moving_average(0.99))
+    for step in range(60):
+        crops = tuple(torch.randn(4, 3, size, size) + shift for size, shift in ((8, 0.0), (8, 0.0), (4, 9.0), (4, 9.0)))
+        method(make_batch(method, step)._replace(unlabelled=crops), teacher)
+        teacher.update(method.student)
+    images, away = torch.randn(64, 3, 8, 8), {}
+    for name, network in (("teacher", teacher.module), ("student", method.student)):
+        normalised = copy.deepcopy(network.backbone.layers[:2]).eval()(images)
+        away[name] = normalised.mean(dim=(0, 2, 3)).abs().mean().item()  # 0 where the statistics are the images' own
+    assert away["teacher"] < 0.25 * away["student"], away
+
+
 def test_last_layer_is_frozen_at_first() -> None:
     method, teacher = build("dino")
     method.freeze_last_layer_steps = 2
@@ -102,8 +118,6 @@ def test_head_gives_cosines_with_the_rows_of_its_last_layer() -> None:
 def test_crops_of_two_sizes_pass_through_a_vision_transformer() -> None:
     network = networks.build("vit-mini", channels=3, size=16)
     method = DINO(network, CLASSES, hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2)
-    from spatial_ensemble import Teacher, temporal_moving_average
-
     teacher = Teacher(method.student, temporal_moving_average(0.9))
     batch = make_batch(method)
     crops = tuple(torch.randn(2, 3, size, size) for size in (16, 16, 8, 8))

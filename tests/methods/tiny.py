@@ -12,6 +12,7 @@ from spatial_ensemble.smoothing.draw import generator
 
 CLASSES, CHANNELS, SIZE, LABELLED = 5, 3, 8, 4
 
+SMALL_DINO = {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fixmatch": ("fixmatch", {"threshold": 0.25, "unlabelled_ratio": 3}),
     "fixmatch student": ("fixmatch", {"threshold": 0.25, "unlabelled_ratio": 3, "labels_from": "student"}),
@@ -26,9 +27,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear without norm": ("linear", {"norm": False}),
     "dino": (
         "dino",
-        {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 24, "local_crops": 3, "temperature_warmup_steps": 4},
+        {**SMALL_DINO, "local_crops": 3, "temperature_warmup_steps": 4, "teacher_norm": "running"},
     ),
-    "dino without local crops": ("dino", {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 24, "local_crops": 0}),
+    "dino batch": ("dino", {**SMALL_DINO, "local_crops": 3, "teacher_norm": "batch"}),
+    "dino without local crops": ("dino", {**SMALL_DINO, "local_crops": 0, "teacher_norm": "running"}),
 }
 
 

@@ -40,7 +40,7 @@ class DINOHead(nn.Module):
     Args:
         inputs, hidden, bottleneck, outputs: sizes of the layers.
 
-    Source: Caron et al. 2021, section 3.2 and appendix C.
+    Source: Caron et al. 2021, section 3.1 and appendix C.
     """
 
     def __init__(self, inputs: int, hidden: int, bottleneck: int, outputs: int) -> None:
@@ -83,8 +83,9 @@ class DINO(Method):
         temperature_warmup_steps: steps in which the teacher's temperature goes from the one to the other, 0 for none.
         centre_momentum: c, in [0, 1].
         freeze_last_layer_steps: steps during which the head's last layer stays as it is (the original: one epoch).
-        teacher_norm: what the teacher's BatchNorm, if it has any, uses: its smoothed statistics ("running") or those of
-            the batch ("batch").
+        teacher_norm: what the teacher's BatchNorm, if it has any, uses: the statistics of the batch ("batch", as the
+            original has it), or its smoothed ones ("running"), to which the student's local crops contribute more than
+            half.
     """
 
     student: Student
@@ -105,7 +106,7 @@ class DINO(Method):
         temperature_warmup_steps: int = 0,
         centre_momentum: float = 0.9,
         freeze_last_layer_steps: int = 0,
-        teacher_norm: TeacherNorm = "running",
+        teacher_norm: TeacherNorm = "batch",
     ) -> None:
         super().__init__()
         sizes = {"out_dim": out_dim, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
