@@ -20,7 +20,7 @@ STRONG_DRAWS = WEAK_DRAWS + ROUNDS * 2 + 3
 
 # Names, ranges and levels as in google-research/fixmatch and kekmodel/FixMatch-pytorch, RandAugmentMC: an operation has
 # level 1 ... 9 of 10 and a sign by chance. Where they differ (the four enhancers, posterize, translations), as kekmodel
-# and the paper's appendix have it.
+# and the appendix of FixMatch's paper have it.
 LEVELS = torch.tensor([*range(-9, 0), *range(1, 10)], dtype=torch.float64)
 # level [L] and height and width of the images -> coefficients [L, 6]
 GEOMETRY: dict[str, Callable[[Tensor, int, int], Tensor]] = {

@@ -22,7 +22,7 @@ def consistency_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def ramp_up(step: int, steps: int) -> float:
     """exp(-5 (1 - step / steps)^2), and 1 from `steps` on.
 
-    Source: Laine & Aila 2017, section 2.1.
+    Source: Laine & Aila 2017, section 2.1 and appendix A.
 
     Example:
         >>> round(ramp_up(0, 100), 4), ramp_up(100, 100), ramp_up(0, 0)
