@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 CHUNK = 1 << 16  # elements that a thread takes at a time
 PIECE = 512  # elements whose draws or widened weights lie on the stack: the draws of 64 counters
-STEP = 256  # elements that are fetched from memory while as many before them are moved
+STEP = 128  # elements that are fetched from memory while as many before them are moved
 FEW = 8  # fewer draws than this are made one by one
 FLOAT32, BFLOAT16, FLOAT16 = range(3)  # dtypes of a student
 SMALL, LARGE, COPY = range(3)  # torch.lerp's two formulas, for weights below one half and above; and weight 1
@@ -137,7 +137,8 @@ def _move_units(row: Any, job: Any, start: int, stop: int, element: int) -> None
             kept = False
         for k in range(runs):
             if k + 1 < runs:  # no processor guesses a leap over preserved channels
-                _fetch(row, start + int64(begins[k + 1]), start + min(int64(begins[k + 1]) + STEP, int64(ends[k + 1])))
+                begin, end = int64(begins[k + 1]), int64(ends[k + 1])
+                _fetch(row, start + begin, start + min(begin + 2 * STEP, end))
             _move(row, job, start + int64(begins[k]), start + int64(ends[k]))
         unit = bound
 
