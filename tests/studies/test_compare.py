@@ -24,7 +24,8 @@ from spatial_ensemble.studies.pool import Event
 from spatial_ensemble.studies.statistics import paired_differences, summarise
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.config import Config
-from spatial_ensemble.training.recipes import fixmatch_digits
+from spatial_ensemble.training.evaluate import evaluate
+from spatial_ensemble.training.recipes import default, fixmatch_digits
 
 PROGRAM = Path(sys.executable).with_name("spatial-ensemble")
 SETTINGS = {"steps": 100, "eval_every": 10, "checkpoint_every": 10, "batch_size": 10, "device": "cpu"}
@@ -133,6 +134,34 @@ def test_report_figures_and_every_run_are_there(study: Study) -> None:
             assert len((run / "log.csv").read_text().splitlines()) == 11
             assert f"smoothing: {name}\n" in (run / "config.yaml").read_text()
     assert all(text in printed for text in ("minus", "sts", "2 matched seeds", str(out / "report.html")))
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "measure"),
+    [
+        ("mean_teacher", 20, "accuracy"),
+        ("byol", None, "kNN accuracy"),
+        ("moco", None, "kNN accuracy"),
+        ("dino", None, "kNN accuracy"),
+    ],
+)
+def test_every_method_is_compared_by_its_own_measure(
+    method: str, labels: int | None, measure: str, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(default(method, "digits"), labels=labels, steps=2, warmup_steps=0, batch_size=20, device="cpu")
+    if method == "moco":
+        config = replace(config, options=config.options | {"queue_size": 40})
+    results = compare(config, tmp_path / "study", seeds=2, smoothings=("tma", "se"))
+    for run in results["runs"]:
+        trained = checkpoint_of(tmp_path / "study", run)
+        assert run["teacher_accuracy"] == evaluate(trained, which="teacher")[0]
+        assert run["student_accuracy"] == evaluate(trained, which="student")[0]
+    assert f"2 seeds: {measure}" in capsys.readouterr().out
+    assert f"2 seeds: {measure}<" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+
+
+def checkpoint_of(study: Path, run: dict[str, Any]) -> Path:
+    return study / "runs" / f"{run['smoothing']}-seed{run['seed']}" / "last.ckpt"
 
 
 def test_a_second_call_does_only_what_is_missing(
