@@ -118,7 +118,7 @@ BAD = {
     (*FIXMATCH, "--epochs", "9"): "--epochs belongs to a --recipe: use --steps",
     (*FIXMATCH, "--init", "{work}/missing"): "does not exist",
     ("train", "byol", *FIXMATCH[2:4], "--labels", "20"): "byol learns without labels: leave out --labels",
-    ("train", "moco", *FIXMATCH[2:4], "--queue-size", "100"): "queue_size 100 is no multiple of the 64 keys of a step",
+    ("train", "moco", *FIXMATCH[2:4], "--queue-size", "100"): "queue_size 100 is no multiple of the 128 keys of a step",
     ("train", "fixmatch", *FIXMATCH[2:4], "--batch-size", "1"): "batch size 1 is too small for BatchNorm",
     FOLDER: "--data folder needs --path",
     (*FOLDER, "--path", "{work}/missing"): "no such path",

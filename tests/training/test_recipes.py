@@ -56,6 +56,17 @@ def test_every_method_has_defaults(method, data):
     assert method in recipes_of_the_method
 
 
+@pytest.mark.parametrize("method", ["byol", "moco", "dino"])
+def test_a_self_supervised_teacher_is_slow_from_the_first_step(method):
+    """MoCo's queue holds the keys of 32 steps, which are to come from nearly the same teacher."""
+    config = recipes.default(method, "folder")
+    momentum, preserve_prob = build_smoothing(config).at(0)
+    steps_to_change = 1 / ((1 - momentum) * (1 - preserve_prob))
+    assert steps_to_change >= 100
+    if method == "moco":
+        assert steps_to_change > 5 * 4096 / config.batch_size
+
+
 def test_published_numbers():
     fixmatch, byol = recipes.fixmatch_cifar10(), recipes.byol_imagenet()
     assert (fixmatch.steps, fixmatch.batch_size, fixmatch.options["unlabelled_ratio"]) == (2**20, 64, 7)

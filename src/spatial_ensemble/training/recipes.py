@@ -239,15 +239,19 @@ def get(name: str, epochs: int | None = None) -> Config:
 def default(method: str, data: str) -> Config:
     """The configuration that the command line starts from, where no recipe is asked for.
 
-    All but the one for digits are for a first look on a few CPU cores, a few minutes for some hundred steps: small
-    batches, and BatchNorm's statistics and a teacher that are quick enough for a short run. What is published, and
-    wants hours of a GPU, is in the recipes.
+    All but FixMatch's on digits are for a first look on a few CPU cores, some minutes for a thousand steps: a small
+    network, small batches, and a teacher that is quick enough for a short run. benchmarks/learning.py shows what they
+    learn. What is published, and wants hours of a GPU, is in the recipes.
+
+    A self-supervised teacher has its whole momentum from the first step on: MoCo's queue holds the keys of 32 steps,
+    which are to come from nearly the same teacher (He et al. 2020, section 3.2).
     """
     if (method, data) == ("fixmatch", "digits"):
         return fixmatch_digits()
     short = Config(
         method=method,
         data=data,
+        network=None if data == "digits" else "resnet10-small",
         batchnorm_momentum=0.1,
         momentum_schedule="warmup",
         lr_schedule="fixmatch",
@@ -257,11 +261,28 @@ def default(method: str, data: str) -> Config:
     )
     if method == "mean_teacher":
         return replace(short, options={"ramp_up_steps": 400})
-    if method in ("byol", "moco"):
-        options: dict[str, Any] = {"hidden_dim": 1024} if method == "byol" else {"temperature": 0.1}
-        return replace(short, momentum=0.99, lr_schedule="cosine", lr=0.06, batch_size=64, options=options)
-    if method == "dino":
-        return replace(
-            short, momentum=0.99, lr_schedule="cosine", optimizer="adamw", lr=0.0005, weight_decay=0.04, batch_size=32
-        )
+    own: dict[str, dict[str, Any]] = {
+        "byol": {
+            "momentum": 0.97,
+            "preserve_prob": 0.7,
+            "optimizer": "sgd",
+            "lr": 0.1,
+            "options": {"hidden_dim": 1024},
+        },
+        "moco": {
+            "batch_size": 128,
+            "lr": 0.002,
+            "weight_decay": 0.0001,
+            "options": {"temperature": 0.1},
+        },
+        "dino": {
+            "lr": 0.001,
+            "weight_decay": 0.04,
+            "clip_grad": 3.0,
+            "options": {"out_dim": 1024, "hidden_dim": 1024, "local_crops": 4},
+        },
+    }
+    if method in own:
+        slow: dict[str, Any] = {"momentum": 0.99, "momentum_schedule": "constant", "batch_size": 64}
+        return replace(short, **slow | {"optimizer": "adamw", "lr_schedule": "cosine"} | own[method])
     return short
