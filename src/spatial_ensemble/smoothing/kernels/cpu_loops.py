@@ -54,14 +54,10 @@ def work(job_address: int) -> None:
     rows = carray(_pointer(job.rows), job.tensors, ROW)
     i, decided, keep = 0, -1, False
     while True:
-        chunk = _take(job_address)
-        if chunk >= job.chunks:
+        i, start, stop = _next(job_address, job, rows, i)
+        if start < 0:
             return
-        while i + 1 < job.tensors and chunk >= rows[i + 1].first_chunk:
-            i += 1
         row = rows[i]
-        start = (chunk - row.first_chunk) * CHUNK
-        stop = min(start + CHUNK, row.numel)
         whole = row.whole or job.threshold == 0
         if whole:
             if decided != i:
@@ -86,14 +82,23 @@ def search(job_address: int) -> None:
     rows = carray(_pointer(job.rows), job.tensors, ROW)
     i = 0
     while True:
-        chunk = _take(job_address)
-        if chunk >= job.chunks:
+        i, start, stop = _next(job_address, job, rows, i)
+        if start < 0:
             return
-        while i + 1 < job.tensors and chunk >= rows[i + 1].first_chunk:
-            i += 1
-        start = (chunk - rows[i].first_chunk) * CHUNK
-        if _holds_nonfinite(rows[i], start, min(start + CHUNK, rows[i].numel)):
+        if _holds_nonfinite(rows[i], start, stop):
             rows[i].nonfinite = 1
+
+
+@numba.njit(error_model="numpy")
+def _next(job_address: int, job: Any, rows: Any, i: int) -> tuple[int, int, int]:
+    """(row, start, stop) of the next chunk, in row i or a later one; a start of -1 if none is left."""
+    chunk = _take(job_address)
+    if chunk >= job.chunks:
+        return i, -1, -1
+    while i + 1 < job.tensors and chunk >= rows[i + 1].first_chunk:
+        i += 1
+    start = (chunk - rows[i].first_chunk) * CHUNK
+    return i, start, min(start + CHUNK, rows[i].numel)
 
 
 @numba.njit(error_model="numpy")
