@@ -1,0 +1,100 @@
+"""What a Teacher refuses: a student that does not match, or is not finite, and bad arguments."""
+
+import pytest
+import torch
+from smoothing.students import assert_equal, student, tensors, walk
+from torch import nn
+
+from spatial_ensemble import (
+    Teacher,
+    spatial_ensemble,
+    spatial_temporal_smoothing,
+)
+
+STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.7)
+
+
+def missing(net):
+    del net.scale
+
+
+def extra(net):
+    net.more = nn.Linear(2, 2)
+
+
+def reshaped(net):
+    net.conv = nn.Conv2d(3, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(missing, "missing 'scale'"), (extra, "extra 'more.bias', 'more.weight'"), (reshaped, r"'conv.*' has shape \(9,")],
+)
+@pytest.mark.parametrize("seen", [False, True], ids=["new student", "student changed since"])
+def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil, message, seen):
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.0))
+    if seen:
+        teacher.update(net)
+    before, step = tensors(teacher.module), teacher.step
+    walk(net, 0)
+    spoil(net)
+    with pytest.raises(ValueError, match=message):
+        teacher.update(net)
+    assert_equal(tensors(teacher.module), before)
+    assert teacher.step == step
+
+
+def test_a_state_of_another_unit_is_refused():
+    net = student()
+    state = Teacher(net, STS, unit="channel").state_dict()
+    with pytest.raises(ValueError, match="saved teacher has unit='channel', this one 'tensor'"):
+        Teacher(net, STS).load_state_dict(state)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_nonfinite_student_leaves_the_teacher_as_it_was(policy):
+    net = student()
+    teacher = Teacher(net, STS, on_nonfinite=policy)
+    teacher.update(net)
+    before = tensors(teacher.module)
+    walk(net, 0)
+    with torch.no_grad():
+        net.encode.weight[3, 4] = torch.inf
+    if policy == "raise":
+        with pytest.raises(ValueError, match=r"'decode.weight' is not finite at step 1"):
+            teacher.update(net)
+    else:
+        teacher.update(net)
+        assert teacher.skipped == 1
+    assert teacher.step == 1
+    assert_equal(tensors(teacher.module), before)
+
+
+def test_a_finite_student_is_never_taken_for_another():
+    net = student().double()
+    with torch.no_grad():
+        net.encode.weight.fill_(1e300)  # more than float32 holds
+        net.encode.weight[0, 0] = -torch.finfo(torch.float64).max
+    Teacher(net, STS, on_nonfinite="raise").update(net)
+    Teacher(student(), STS, on_nonfinite="raise").update(student())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"unit": "filter"}, "unit must be one of 'layer', 'tensor', 'channel', 'element', got 'filter'"),
+        ({"buffers": "move"}, "buffers must be one of"),
+        ({"buffers": "follow"}, "buffers='follow' needs unit='layer'"),
+        ({"update_every": 0}, "update_every must be at least 1, got 0"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(student(), STS, **arguments)
+
+
+def test_a_lazy_student_is_refused():
+    with pytest.raises(ValueError, match="run one batch through it"):
+        Teacher(nn.LazyLinear(3), STS)
