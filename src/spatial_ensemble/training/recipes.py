@@ -239,9 +239,9 @@ def get(name: str, epochs: int | None = None) -> Config:
 def default(method: str, data: str) -> Config:
     """The configuration that the command line starts from, where no recipe is asked for.
 
-    All but FixMatch's on digits are for a first look on a few CPU cores, some minutes for a thousand steps: a small
-    network, small batches, and a teacher that is quick enough for a short run. benchmarks/learning.py shows what they
-    learn. What is published, and wants hours of a GPU, is in the recipes.
+    All but FixMatch's on digits are for a first look on a few CPU cores, some minutes for some hundred steps: small
+    batches, a teacher that is quick enough for a short run and, where nothing is labelled, a small network.
+    benchmarks/learning.py shows what they learn. What is published, and wants hours of a GPU, is in the recipes.
 
     A self-supervised teacher has its whole momentum from the first step on: MoCo's queue holds the keys of 32 steps,
     which are to come from nearly the same teacher (He et al. 2020, section 3.2).
@@ -251,7 +251,6 @@ def default(method: str, data: str) -> Config:
     short = Config(
         method=method,
         data=data,
-        network=None if data == "digits" else "resnet10-small",
         batchnorm_momentum=0.1,
         momentum_schedule="warmup",
         lr_schedule="fixmatch",
@@ -283,6 +282,12 @@ def default(method: str, data: str) -> Config:
         },
     }
     if method in own:
-        slow: dict[str, Any] = {"momentum": 0.99, "momentum_schedule": "constant", "batch_size": 64}
+        network = None if data == "digits" else "resnet10-small"
+        slow: dict[str, Any] = {
+            "network": network,
+            "momentum": 0.99,
+            "momentum_schedule": "constant",
+            "batch_size": 64,
+        }
         return replace(short, **slow | {"optimizer": "adamw", "lr_schedule": "cosine"} | own[method])
     return short
