@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
 from common import save
 from torch import Tensor, nn
 
@@ -54,11 +55,13 @@ class Supervised(Method):
         return F.cross_entropy(self.student(batch.labelled[0]).float(), batch.labels), {}
 
 
-def configuration(method: str, path: str, seed: int, steps: int) -> Config:
+def configuration(method: str, path: str, seed: int, steps: int, options: dict[str, object]) -> Config:
     """The method's default with a length of its own; evaluated once, because that takes minutes of the core."""
     semi = method in ("fixmatch", "mean_teacher")
+    short = default(method, "folder")
     return replace(
-        default(method, "folder"),
+        short,
+        options=short.options | options,
         path=path,
         network="resnet10-small",
         labels=LABELS if semi else None,
@@ -102,7 +105,9 @@ def progress(result: Result) -> str:
     return "; ".join(rows)
 
 
-def report(method: str, path: str, seeds: list[int], steps: int, runs: Path) -> None:
+def report(
+    method: str, path: str, seeds: list[int], steps: int, options: dict[str, object], runs: Path, out: Path
+) -> None:
     semi = method in ("fixmatch", "mean_teacher")
     base = "supervised" if semi else "untrained"
     lines = [
@@ -111,7 +116,7 @@ def report(method: str, path: str, seeds: list[int], steps: int, runs: Path) -> 
     ]
     gains, courses = [], []
     for seed in seeds:
-        config = configuration(method, path, seed, steps)
+        config = configuration(method, path, seed, steps, options)
         result, minutes = run(config, runs / f"{method}-seed{seed}")
         walls, cores = f"{result.seconds / 60:.1f}", f"{minutes:.1f}"
         courses.append(f"- {method}, seed {seed}: {progress(result)}")
@@ -146,11 +151,13 @@ def report(method: str, path: str, seeds: list[int], steps: int, runs: Path) -> 
         for name, value in config.to_dict().items()
         if value is not None and name not in ("path", "seed")
     )
-    RESULTS.mkdir(exist_ok=True)
+    command = f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}"
+    if options:
+        command += " --set " + " ".join(f"{name}={value}" for name, value in options.items())
     save(
-        RESULTS / f"learning_{method}.md",
+        out,
         f"Does {method} learn? CIFAR-10 on one core",
-        f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}",
+        command,
         f"seeds {seeds}, {what}; one thread; {about}",
         lines,
         PACKAGES,
@@ -163,8 +170,21 @@ if __name__ == "__main__":
     parser.add_argument("--path", required=True, help="CIFAR-10 as folders of images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help=f"optimizer steps; by default {STEPS}")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method, instead of its default's"
+    )
+    parser.add_argument("--out", type=Path, help="the file to write")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where runs are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     method = arguments.method
-    report(method, arguments.path, arguments.seeds, arguments.steps or STEPS[method], arguments.runs)
+    options = {name: yaml.safe_load(value) for name, value in (pair.split("=") for pair in arguments.set)}
+    report(
+        method,
+        arguments.path,
+        arguments.seeds,
+        arguments.steps or STEPS[method],
+        options,
+        arguments.runs,
+        arguments.out or RESULTS / f"learning_{method}.md",
+    )

@@ -175,6 +175,7 @@ def ways(method: str, data: ImageData) -> dict[tuple[str, str], Step]:
         network="wrn-28-2" if method == "fixmatch" else "resnet18-cifar",
         batch_size=BATCH[method],
         labels=250 if method == "fixmatch" else None,
+        optimizer="sgd",
         seed=SEED,
     )
     name, theirs = ("kekmodel's way", kekmodel) if method == "fixmatch" else ("lightly's way", lightly)
