@@ -14,7 +14,14 @@ from spatial_ensemble.methods import Method, get
 OPTIONS = {
     "fixmatch": {"threshold": 0.2, "unlabelled_ratio": 1},
     "moco": {"queue_size": 16, "dim": 8, "hidden_dim": 8, "teacher_norm": "running"},
-    "dino": {"out_dim": 8, "hidden_dim": 8, "bottleneck_dim": 4, "local_crops": 0, "freeze_last_layer_steps": 1},
+    "dino": {
+        "out_dim": 8,
+        "hidden_dim": 8,
+        "bottleneck_dim": 4,
+        "local_crops": 0,
+        "freeze_last_layer_steps": 1,
+        "teacher_norm": "running",
+    },
 }
 
 

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 CHUNK = 1 << 16  # elements that a thread takes at a time
 PIECE = 512  # elements whose draws or widened weights lie on the stack: the draws of 64 counters
-STEP = 128  # elements that are fetched from memory while as many before them are moved
+STEP, UNIT_STEP = 128, 256  # elements of tensors, of units, that are fetched while as many before them are moved
 FEW = 8  # fewer draws than this are made one by one
 FLOAT32, BFLOAT16, FLOAT16 = range(3)  # dtypes of a student
 SMALL, LARGE, COPY = range(3)  # torch.lerp's two formulas, for weights below one half and above; and weight 1
@@ -64,7 +64,7 @@ def work(job_address: int) -> None:
                 decided = i
                 keep = row.drawn != 0 and _draw(0, row.key0, row.key1, job.step) < job.threshold
             if not keep:
-                _move(row, job, start, stop)
+                _move(row, job, start, stop, STEP)
         while start < stop and not whole:  # stretches that are contiguous in the global tensor
             within = start % row.row
             end = min(start + row.row - within, stop)
@@ -143,8 +143,8 @@ def _move_units(row: Any, job: Any, start: int, stop: int, element: int) -> None
         for k in range(runs):
             if k + 1 < runs:  # no processor guesses a leap over preserved channels
                 begin, end = int64(begins[k + 1]), int64(ends[k + 1])
-                _fetch(row, start + begin, start + min(begin + 2 * STEP, end))
-            _move(row, job, start + int64(begins[k]), start + int64(ends[k]))
+                _fetch(row, start + begin, start + min(begin + UNIT_STEP, end))
+            _move(row, job, start + int64(begins[k]), start + int64(ends[k]), UNIT_STEP)
         unit = bound
 
 
@@ -169,13 +169,13 @@ def _move_elements(row: Any, job: Any, start: int, stop: int, element: int) -> N
 
 
 @numba.njit(error_model="numpy")
-def _move(row: Any, job: Any, start: int, stop: int) -> None:
-    """Move all elements of a stretch."""
+def _move(row: Any, job: Any, start: int, stop: int, step: int) -> None:
+    """Move all elements of a stretch, so many at a step."""
     wide = _buffer()
     formula, factor = job.formula, job.factor  # what a loop reads from memory could change, so it would not vectorise
     while start < stop:
-        n = min(STEP, stop - start)
-        _fetch(row, start + STEP, start + STEP + n)
+        n = min(step, stop - start)
+        _fetch(row, start + step, start + step + n)
         t = carray(_pointer(row.teacher + 4 * start), n, float32)
         s = carray(_student(row, start, n, wide), n, float32)
         for i in range(n):
