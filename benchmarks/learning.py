@@ -152,11 +152,13 @@ def report(
         if value is not None and name not in ("path", "seed")
     )
     command = f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}"
+    title = f"Does {method} learn?"
     if options:
-        command += " --set " + " ".join(f"{name}={value}" for name, value in options.items())
+        chosen = " ".join(f"{name}={value}" for name, value in options.items())
+        command, title = f"{command} --set {chosen}", f"Does {method} learn with {chosen}?"
     save(
         out,
-        f"Does {method} learn? CIFAR-10 on one core",
+        f"{title} CIFAR-10 on one core",
         command,
         f"seeds {seeds}, {what}; one thread; {about}",
         lines,
