@@ -122,9 +122,7 @@ def report(
         courses.append(f"- {method}, seed {seed}: {progress(result)}")
         if semi:
             known = {name: value for name, value in config.to_dict().items() if name not in config.options}
-            alone, more = run(
-                Config.from_dict(known | {"method": SUPERVISED}), runs / f"{method}-supervised-seed{seed}"
-            )
+            alone, more = run(Config.from_dict(known | {"method": SUPERVISED}), runs / f"supervised-{steps}-seed{seed}")
             reference = alone.teacher_accuracy
             walls, cores = f"{walls} + {alone.seconds / 60:.1f}", f"{cores} + {more:.1f}"
             courses.append(f"- supervised, seed {seed}: {progress(alone)}")

@@ -39,14 +39,22 @@ class DINOHead(nn.Module):
 
     Args:
         inputs, hidden, bottleneck, outputs: sizes of the layers.
+        batchnorm: whether the first two layers have BatchNorm, as the original advises beside a convolutional network.
 
     Source: Caron et al. 2021, section 3.1 and appendix C.
     """
 
-    def __init__(self, inputs: int, hidden: int, bottleneck: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, outputs: int, batchnorm: bool = False) -> None:
         super().__init__()
+        norm = (lambda: [nn.BatchNorm1d(hidden)]) if batchnorm else list
         self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+            nn.Linear(inputs, hidden),
+            *norm(),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            *norm(),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
         )
         self.last = nn.Linear(bottleneck, outputs, bias=False)
         for module in self.layers:
@@ -76,6 +84,7 @@ class DINO(Method):
         out_dim: outputs of the head (65536 on ImageNet).
         hidden_dim: hidden size of the head.
         bottleneck_dim: size before the head's last layer.
+        head_batchnorm: whether the head has BatchNorm (the original's use_bn_in_head, which it sets for ResNets only).
         local_crops: small crops of every image beside the two global ones, 0 for none.
         student_temperature: of the student's softmax, above 0.
         teacher_temperature: of the teacher's softmax, above 0.
@@ -99,6 +108,7 @@ class DINO(Method):
         out_dim: int = 4096,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        head_batchnorm: bool = False,
         local_crops: int = 6,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
@@ -124,7 +134,8 @@ class DINO(Method):
         require(freeze_last_layer_steps >= 0, "freeze_last_layer_steps", freeze_last_layer_steps, "0 or more")
         require(0 <= centre_momentum <= 1, "centre_momentum", centre_momentum, "a number from 0 to 1")
         self.unlabelled_views = ("dino_global_1", "dino_global_2", *["dino_local"] * local_crops)
-        self.student = Student(backbone, DINOHead(num_features(backbone), hidden_dim, bottleneck_dim, out_dim))
+        head = DINOHead(num_features(backbone), hidden_dim, bottleneck_dim, out_dim, head_batchnorm)
+        self.student = Student(backbone, head)
         self.register_buffer("centre", torch.zeros(out_dim))
         self.student_temperature = student_temperature
         self.teacher_temperature = linear(
