@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from spatial_ensemble.studies.statistics import mean_interval
+
 
 def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median processor seconds of each way on one thread, taken in turns so that a busy moment falls on all of them."""
@@ -22,6 +24,15 @@ def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
             if turn:  # the first is for warming up
                 seconds[way].append(time.process_time() - start)
     return {way: statistics.median(times) for way, times in seconds.items()}
+
+
+def mean_and_interval(differences: Sequence[float]) -> str:
+    """The mean of paired differences in points, and what its interval says."""
+    mean, interval = f"{statistics.mean(differences):+.2f} points on average", mean_interval(differences)
+    if interval is None:
+        return f"{mean}, one seed"
+    zero = ", which contains zero" if interval[0] <= 0 <= interval[1] else ""
+    return f"{mean}, 95 % interval [{interval[0]:.2f}, {interval[1]:.2f}]{zero}"
 
 
 def machine() -> str:

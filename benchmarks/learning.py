@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
-from common import save
+from common import mean_and_interval, save
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.datasets import load
 from spatial_ensemble.methods.base import Method, Student, classifier
 from spatial_ensemble.smoothing import Teacher
-from spatial_ensemble.studies.statistics import mean_interval
 from spatial_ensemble.training.build import build_method, describe
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import measure
@@ -131,13 +130,7 @@ def report(
         gains.append(result.teacher_accuracy - reference)
         accuracies = f"{reference:.2f} | {result.teacher_accuracy:.2f} | {result.student_accuracy:.2f}"
         lines.append(f"| {seed} | {accuracies} | {gains[-1]:+.2f} | {walls} | {cores} |")
-    interval = mean_interval(gains)
-    mean = f"Mean difference {sum(gains) / len(gains):+.2f} points"
-    lines += [
-        "",
-        f"{mean}, 95 % interval [{interval[0]:.2f}, {interval[1]:.2f}]." if interval else f"{mean}, one seed.",
-    ]
-    lines += ["", *courses]
+    lines += ["", f"Teacher minus {base}: {mean_and_interval(gains)}.", "", *courses]
     what = (
         f"accuracy of the teacher with {LABELS} labels; supervised: the same labels, weak views, network, optimizer, "
         "smoothing, steps and seed"

@@ -10,6 +10,8 @@ BYOL, ResNet-18 with the CIFAR stem: beside lightly's example. Its way, written 
 image in a DataLoader, its heads, its loss, its `update_momentum`.
 Ours is the step of `spatial-ensemble train`: batches, augmentation, loss, optimizer, teacher; without evaluation.
 
+What float32 could reach at most is a step's arithmetic, counted by torch, at the speed of one large convolution.
+
 Both have the same networks, batches, images in memory and cores, and take turns within one run; the medians count. An
 image counts once a step, however many views are made of it. With a CUDA device the same is measured there, in the
 published batches (so far not run there).
@@ -32,7 +34,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from augment import pillow, weak_torchvision
-from common import save
+from common import mean_and_interval, save
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -40,6 +42,7 @@ from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform,
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.transforms.v2.functional import resize
 
@@ -206,6 +209,20 @@ def seconds(steps: dict[tuple[str, str], Step], turns: int, each: int) -> dict[t
     return {way: statistics.median(measured) for way, measured in times.items()}
 
 
+def limit(steps: dict[tuple[str, str], Step]) -> tuple[float, float]:
+    """(arithmetic of our step in GFLOP, GFLOP a second of a large convolution's forward pass), in float32."""
+    with FlopCounterMode(display=False) as counter:
+        steps["ours", "float32"]()
+    with torch.no_grad():
+        images = torch.randn(64, 128, 16, 16, device=DEVICE).to(memory_format=torch.channels_last)
+        layer = nn.Conv2d(128, 128, 3, padding=1, bias=False, device=DEVICE).to(memory_format=torch.channels_last)
+        with FlopCounterMode(display=False) as convolution:
+            layer(images)
+        took = seconds({("convolution", "float32"): lambda: layer(images)}, turns=9, each=10)
+    (second,) = took.values()
+    return counter.get_total_flops() / 1e9, convolution.get_total_flops() / 1e9 / second
+
+
 def accuracy(config: Config, seeds: int, out: Path) -> None:
     """Train each seed in both precisions; keep the accuracies, and the mean of the differences with its deviation."""
     rows, differences = [], []
@@ -221,8 +238,7 @@ def accuracy(config: Config, seeds: int, out: Path) -> None:
         cells = (f"{value:.2f}" for value in (*teachers, *students))
         rows.append(f"| {seed} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
-    spread = f" (standard deviation {statistics.stdev(differences):.2f})" if seeds > 1 else ""
-    mean = f"Teacher, bfloat16 minus float32: {statistics.mean(differences):+.2f} points on average{spread}."
+    mean = f"Teacher, bfloat16 minus float32: {mean_and_interval(differences)}."
     heads = "| seed | teacher, float32 | teacher, bfloat16 | student, float32 | student, bfloat16 |"
     save(
         out,
@@ -267,11 +283,17 @@ def main() -> None:
     turns, each = (2, 1) if arguments.quick else (arguments.turns, arguments.each)
     random.seed(SEED)
     torch.manual_seed(SEED)
-    data, rows = pictures(), []
+    data, rows, limits = pictures(), [], []
     with torch.backends.cudnn.flags(benchmark=False, deterministic=True):  # as train has it
         for method, what in (("fixmatch", "FixMatch, WRN-28-2"), ("byol", "BYOL, ResNet-18 with the CIFAR stem")):
             images = BATCH[method] * (1 + RATIO if method == "fixmatch" else 1)
-            measured = seconds(ways(method, data), turns, each)
+            steps = ways(method, data)
+            measured = seconds(steps, turns, each)
+            (work, speed), reached = limit(steps), measured["ours", "float32"]
+            limits.append(
+                f"- {what}: a step of ours is {work:,.0f} GFLOP, and a large convolution reaches {speed:,.0f} GFLOP/s: "
+                f"at most {images * speed / work:,.1f} images/s in float32; ours has {work / speed / reached:.0%}."
+            )
             theirs = next(iter(measured.values()))  # in float32, as published
             for (who, precision), took in measured.items():
                 rows.append(f"| {what} | {who} | {precision} | {images / took:,.1f} | {theirs / took:.2f} |")
@@ -284,7 +306,13 @@ def main() -> None:
         f"FixMatch {batch} images a step, BYOL {BATCH['byol']}, each image counted once; {SIZE} x {SIZE} x 3; "
         f"{torch.get_num_threads()} threads, {WORKERS} DataLoader workers for the others; seed {SEED}; wall-clock "
         f"medians of {turns} turns of {each} steps",
-        ["| step | way | precision | images/s | times the others' float32 |", "|---|---|---|---:|---:|", *rows],
+        [
+            "| step | way | precision | images/s | times the others' float32 |",
+            "|---|---|---|---:|---:|",
+            *rows,
+            "",
+            *limits,
+        ],
         ["torch", "torchvision", "lightning", "lightly", "pillow"],
     )
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from lightly.loss.dino_loss import DINOLoss
+from lightly.models.modules.heads import DINOProjectionHead
 from tiny import CLASSES, build, make_batch
 
 from spatial_ensemble import Teacher, networks, temporal_moving_average
@@ -113,6 +114,23 @@ def test_head_gives_cosines_with_the_rows_of_its_last_layer() -> None:
     expected = torch.cosine_similarity(head.layers(x)[:, None], head.last.weight[None], dim=2)
     torch.testing.assert_close(head(x), expected)
     assert copy.deepcopy(head).last.weight.is_leaf
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")  # lightly's
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_head_is_lightlys(batchnorm: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    head, lightly = DINOHead(6, 8, 4, 10, batchnorm), DINOProjectionHead(6, 8, 4, 10, batch_norm=batchnorm)
+    for ours, theirs in zip(head.layers, lightly.layers, strict=True):
+        assert type(ours) is type(theirs)
+        if isinstance(ours, torch.nn.Linear):
+            ours.weight.data.normal_(generator=draw)
+            theirs.weight.data.copy_(ours.weight)  # lightly's has no bias before BatchNorm, ours starts at 0
+            if theirs.bias is not None:
+                theirs.bias.data.zero_()
+    lightly.last_layer.weight_v.data.copy_(head.last.weight)
+    x = torch.randn(5, 6, generator=draw)
+    torch.testing.assert_close(head(x), lightly(x))
 
 
 def test_crops_of_two_sizes_pass_through_a_vision_transformer() -> None:

@@ -30,6 +30,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**SMALL_DINO, "local_crops": 3, "temperature_warmup_steps": 4, "teacher_norm": "running"},
     ),
     "dino batch": ("dino", {**SMALL_DINO, "local_crops": 3, "teacher_norm": "batch"}),
+    "dino with BatchNorm in its head": (
+        "dino",
+        {**SMALL_DINO, "local_crops": 3, "head_batchnorm": True, "teacher_norm": "running"},
+    ),
     "dino without local crops": ("dino", {**SMALL_DINO, "local_crops": 0, "teacher_norm": "running"}),
 }
 
