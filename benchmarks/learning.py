@@ -8,6 +8,7 @@ CIFAR-10 as train/<class>/*.png and test/<class>/*.png. Runs are kept (--runs), 
 """
 
 import argparse
+import inspect
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.datasets import load
+from spatial_ensemble.methods import get
 from spatial_ensemble.methods.base import Method, Student, classifier
 from spatial_ensemble.smoothing import Teacher
 from spatial_ensemble.training.build import build_method, describe
@@ -31,7 +33,7 @@ from spatial_ensemble.training.run import Result, train
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "lightly", "lightning")
 LABELS = 250
-STEPS = {"byol": 7000, "moco": 4000, "dino": 2500, "fixmatch": 2500, "mean_teacher": 2500}
+STEPS = {"byol": 7000, "moco": 4000, "dino": 7000, "fixmatch": 2500, "mean_teacher": 2500}
 SUPERVISED = "learning.Supervised"  # found because this file's folder is the first that Python looks into
 
 
@@ -58,6 +60,8 @@ def configuration(method: str, path: str, seed: int, steps: int, options: dict[s
     """The method's default with a length of its own; evaluated once, because that takes minutes of the core."""
     semi = method in ("fixmatch", "mean_teacher")
     short = default(method, "folder")
+    if method == "mean_teacher":
+        options = {"ramp_up_steps": 2 * steps // 5} | options
     return replace(
         short,
         options=short.options | options,
@@ -137,9 +141,11 @@ def report(
         if semi
         else "kNN accuracy (k 200, temperature 0.1, all training images as bank, all test images) of the backbone"
     )
+    parameters = inspect.signature(get(method)).parameters.values()
+    all_options = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
     about = ", ".join(
         f"{name} {value}"
-        for name, value in config.to_dict().items()
+        for name, value in (all_options | config.to_dict()).items()
         if value is not None and name not in ("path", "seed")
     )
     command = f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}"

@@ -16,8 +16,8 @@ SMALL_DINO = {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fixmatch": ("fixmatch", {"threshold": 0.25, "unlabelled_ratio": 3}),
     "fixmatch student": ("fixmatch", {"threshold": 0.25, "unlabelled_ratio": 3, "labels_from": "student"}),
-    "mean_teacher": ("mean_teacher", {"ramp_up_steps": 5}),
-    "mean_teacher batch": ("mean_teacher", {"teacher_norm": "batch"}),
+    "mean_teacher": ("mean_teacher", {"ramp_up_steps": 5, "unlabelled_ratio": 3, "teacher_norm": "running"}),
+    "mean_teacher batch": ("mean_teacher", {"ramp_up_steps": 5}),
     "byol": ("byol", {"hidden_dim": 32, "projection_dim": 16, "teacher_norm": "running"}),
     "byol batch": ("byol", {"hidden_dim": 32, "projection_dim": 16, "teacher_norm": "batch"}),
     "moco": ("moco", {"queue_size": 16, "dim": 16, "teacher_norm": "running"}),

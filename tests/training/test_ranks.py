@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.run import train
@@ -23,26 +25,33 @@ import json, os, sys
 from dataclasses import replace
 from pathlib import Path
 from spatial_ensemble.training.config import Config
-from spatial_ensemble.training.run import train
+from spatial_ensemble.training.run import _Run, train
 
+def evaluate(run, done, original=_Run.evaluate):
+    assert run.teacher.verify_ranks() == {}
+    return original(run, done)
+
+_Run.evaluate = evaluate
 out = Path(sys.argv[1])
 result = train(Config.from_dict(json.loads(sys.argv[2])), out / "run", progress=False)
 (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(result.history))
 """
 
 
-def test_two_processes_share_a_batch_and_keep_one_teacher(tmp_path, monkeypatch):
-    """Both measure the same (their teachers and statistics agree), and one process can go on from their checkpoint."""
+@pytest.mark.parametrize("method", ["fixmatch", "mean_teacher"])  # the second's teacher has statistics of its own
+def test_two_processes_share_a_batch_and_keep_one_teacher(tmp_path, monkeypatch, method):
+    """Both have the same teacher to the bit and measure the same, and one process can go on from their checkpoint."""
     from torch.distributed.run import main
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "program.py").write_text(PROGRAM)
-    config = json.dumps(CONFIG.to_dict())
+    alike = replace(CONFIG, method=method)
+    config = json.dumps(alike.to_dict())
     main(["--standalone", "--nproc-per-node=2", str(tmp_path / "program.py"), str(tmp_path), config])
     histories = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert len(histories[0]) == 2
     assert histories[0] == histories[1]
-    longer = replace(CONFIG, steps=6)
+    longer = replace(alike, steps=6)
     result = train(longer, tmp_path / "run", resume=True, progress=False)
     assert result.steps_done == 2
     assert result.history[:2] == histories[0]

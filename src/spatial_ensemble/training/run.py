@@ -179,8 +179,9 @@ class _Run:
             )
         self.stepper.step()
         if self.fabric.world_size > 1 and not self.synchronised:
-            # DDP averages gradients alone; without this the statistics, and so the teachers, would drift apart.
-            for buffer in self.method.student.buffers():
+            # DDP averages gradients alone; without this the statistics, and so the teachers, would drift apart. A
+            # teacher that takes its statistics from the batch has some of its own.
+            for buffer in (*self.method.student.buffers(), *self.teacher.module.buffers()):
                 if buffer.is_floating_point():
                     buffer.copy_(self.mean(buffer))
         self.teacher.update(self.method.student)
