@@ -38,7 +38,7 @@ class MeanTeacher(Method):
     Student and teacher see different weak views of the same unlabelled images, the labelled ones being among these.
     The labelled images of a step pass through the student on their own, and BatchNorm takes statistics of each part.
     This, the weight and the ratio are google-research/fixmatch's and TorchSSL's; the paper's own code has a weight of
-    100 and one batch of both kinds, which has learnt less than the labels alone here (benchmarks/results).
+    100 and one batch of both kinds, which did not beat the labels alone here (benchmarks/results).
 
     Args:
         backbone: images to features, with `num_features`.
