@@ -104,6 +104,19 @@ def test_running_statistics_that_are_not_synchronised_are_named(worlds: dict[int
     assert worlds[2](rank_batch_norm) == [(deviation, deviation, {})] * 2
 
 
+def rank_skips() -> tuple[object, ...]:
+    student = uneven()
+    teacher = Teacher(student, RULE, on_nonfinite="skip")
+    if dist.get_rank() == 1:
+        student.norm.running_mean[0] = torch.nan  # as in BatchNorm that the ranks do not share
+    teacher.update(student)
+    return teacher.verify_ranks()[1][0], teacher.repair()[1][0], teacher.verify_ranks(), teacher.step, teacher.skipped
+
+
+def test_a_rank_that_skipped_alone_is_found_and_counts_on_with_the_others(worlds: dict[int, World]):
+    assert worlds[2](rank_skips) == [("(step)", "(step)", {}, 1, 0)] * 2
+
+
 def rank_dtypes() -> dict[int, list[str]]:
     teacher = Teacher(nn.ParameterList([torch.zeros(3, dtype=dtype) for dtype in DTYPES]), RULE)
     if dist.get_rank() == 1:

@@ -72,6 +72,19 @@ def test_preserved_tensors_stay_and_until_update_after_step_it_is_a_copy():
     assert fates == {"preserved", "averaged"}
 
 
+def test_its_ages_are_those_of_the_updates_it_made():
+    model = network()
+    ema = ModelEmaV3(model, decay=0.5, update_after_step=2, preserve_prob=0.5)
+    moved_at = dict.fromkeys(dict(model.named_parameters()), 0)
+    for step in range(1, 9):
+        train_step(model, step)
+        before = copy.deepcopy(ema.module.state_dict())
+        ema.update(model, step=step)
+        now = ema.module.state_dict()
+        moved_at |= {name: step for name in moved_at if not torch.equal(now[name], before[name])}
+        assert {name: int(age) for name, age in ema.age().items()} == {name: step - at for name, at in moved_at.items()}
+
+
 def test_resumed_from_weights_alone_it_goes_on_with_the_draws_of_the_given_step():
     def run(first: int, last: int, model: nn.Module, ema: ModelEmaV3) -> None:
         for step in range(first, last):

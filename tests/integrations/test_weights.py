@@ -28,6 +28,17 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_loan_holds_buffers_that_are_not_saved():
+    student = nn.Module()
+    student.register_buffer("scale", torch.tensor(2.0), persistent=False)
+    teacher = Teacher(student, temporal_moving_average(0.5))
+    student.scale.fill_(8.0)
+    with Loan(teacher, student) as loan:
+        assert student.scale == 2
+        assert loan.kept == {}
+    assert student.scale == 8
+
+
 def test_a_loan_puts_the_teacher_in_and_gives_the_student_back_to_the_bit():
     student = network()
     teacher = Teacher(student, spatial_temporal_smoothing(0.9, 0.5))

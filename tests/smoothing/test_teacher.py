@@ -1,9 +1,11 @@
 """The teacher: exact at first, right at every step, the same after resume, and unmoved by what should not move it."""
 
 import copy
+import gc
 import random
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +303,70 @@ def test_a_ready_module_takes_on_the_students_values():
     teacher = Teacher(net, STS, module=ready)
     assert teacher.module is ready
     assert_equal(tensors(ready), tensors(net))
+
+
+def test_a_teacher_that_outlives_its_student_lets_go_of_its_weights():
+    net = student()
+    teacher = Teacher(net, STS)
+    teacher.update(net)
+    weight = weakref.ref(net.conv.weight)
+    del net
+    gc.collect()
+    assert weight() is None
+    assert len(teacher.age()) > 0
+
+
+def test_a_seed_that_is_loaded_or_set_is_the_one_that_draws():
+    net = student()
+    one, loaded, set_later = (Teacher(net, STS, seed=seed) for seed in (np.int64(7), 3, 3))
+    for teacher in (one, loaded, set_later):
+        teacher.update(net)  # draws of the old seed, for a student that has not moved
+    loaded.load_state_dict(one.state_dict())
+    set_later.seed = 7
+    walk(net, 0)
+    for teacher in (one, loaded, set_later):
+        teacher.update(net)
+        assert type(teacher.state_dict()["_extra_state"]["seed"]) is int
+        assert_equal(tensors(teacher.module), tensors(one.module))
+        assert teacher.places() == one.places()
+
+
+DEFAULTS = """
+import torch
+from torch import nn
+from spatial_ensemble import Teacher, spatial_temporal_smoothing
+from spatial_ensemble.smoothing import kernels
+from spatial_ensemble.smoothing.units import UNITS
+
+def moved(unit, around):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 70, 3), nn.BatchNorm2d(70), nn.Linear(9, 3000, dtype=torch.float64))
+    teacher = Teacher(net, spatial_temporal_smoothing(0.9, 0.5), unit=unit)
+    with around():
+        for _ in range(3):
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.add_(1)
+            teacher.update(net)
+        ages = teacher.age()
+    return [*teacher.module.state_dict().items(), *ages.items()]
+
+def other_defaults():
+    torch.set_default_dtype(torch.bfloat16)
+    return torch.device("meta")
+
+for unit in UNITS:
+    found = moved(unit, other_defaults)  # first, while no kernel has been tried
+    torch.set_default_dtype(torch.float32)
+    kernel = kernels._cpu()
+    for (name, ours), (_, theirs) in zip(found, moved(unit, lambda: torch.device("cpu")), strict=True):
+        assert torch.equal(ours, theirs), (unit, name)
+assert (kernel is None) == (kernels.importlib.util.find_spec("numba") is None)
+"""
+
+
+def test_default_dtype_and_device_are_of_no_account():
+    subprocess.run([sys.executable, "-W", "error", "-c", DEFAULTS], check=True)
 
 
 def test_a_copy_of_a_teacher_is_a_teacher_of_its_own():

@@ -26,9 +26,29 @@ def reshaped(net):
     net.conv = nn.Conv2d(3, 9, 3)
 
 
+def extra_in_a_module_that_had_none(net):
+    net.encode.register_buffer("mean", torch.zeros(2))
+    net.conv.add_module("adapter", nn.Linear(2, 2, bias=False))
+
+
+def reshaped_in_place(net):
+    net.conv.bias.data = torch.zeros(1)
+
+
+def untied(net):
+    net.decode.weight = nn.Parameter(net.encode.weight.detach().clone())
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(missing, "missing 'scale'"), (extra, "extra 'more.bias', 'more.weight'"), (reshaped, r"'conv.*' has shape \(9,")],
+    [
+        (missing, "missing 'scale'"),
+        (extra, "extra 'more.bias', 'more.weight'"),
+        (extra_in_a_module_that_had_none, "extra 'conv.adapter.weight', 'encode.mean'"),
+        (reshaped, r"'conv.*' has shape \(9,"),
+        (reshaped_in_place, r"'conv.bias' has shape \(1,\)"),
+        (untied, "'decode.weight' and 'encode.weight' are one tied tensor in the teacher, and two in the student"),
+    ],
 )
 @pytest.mark.parametrize("seen", [False, True], ids=["new student", "student changed since"])
 def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil, message, seen):
@@ -71,6 +91,36 @@ def test_a_nonfinite_student_leaves_the_teacher_as_it_was(policy):
     assert_equal(tensors(teacher.module), before)
 
 
+@pytest.mark.parametrize("buffers", ["average", "copy"])
+def test_buffers_are_searched_too(buffers):
+    net = student()
+    teacher = Teacher(net, STS, buffers=buffers, on_nonfinite="raise")
+    net.bn.running_mean[2] = torch.nan
+    with pytest.raises(ValueError, match=r"'bn.running_mean' is not finite at step 0"):
+        teacher.update(net)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Linear(2, 2, device="meta"), "'weight' is on the meta device"),
+        (nn.LazyLinear(2), "'weight' is lazy"),
+        (nn.LazyBatchNorm1d(affine=False), "'running_mean' is lazy"),
+    ],
+)
+def test_tensors_without_values_are_refused(net, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(net, STS)
+    with pytest.raises(ValueError, match=message):
+        Teacher(nn.Linear(2, 2), STS, module=net)
+
+
+def test_a_dtype_that_drops_imaginary_parts_is_refused():
+    net = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"imaginary part of 'weight' \(torch.complex64\)"):
+        Teacher(net, STS, dtype=torch.float32)
+
+
 def test_a_finite_student_is_never_taken_for_another():
     net = student().double()
     with torch.no_grad():
@@ -93,8 +143,3 @@ def test_a_finite_student_is_never_taken_for_another():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Teacher(student(), STS, **arguments)
-
-
-def test_a_lazy_student_is_refused():
-    with pytest.raises(ValueError, match="run one batch through it"):
-        Teacher(nn.LazyLinear(3), STS)

@@ -67,7 +67,7 @@ class ModelEmaV3(Teacher):
         self.warmup_gamma = warmup_gamma
         self.warmup_power = warmup_power
         self.preserve_prob = preserve_prob
-        self._given_step: int | None = None
+        self._counted = False  # whether the steps are given, as timm's warm-up needs
         Smoothing(decay, preserve_prob)  # bad values are to be refused here, not at the first update
 
     def get_decay(self, step: int | None = None) -> float:
@@ -92,16 +92,15 @@ class ModelEmaV3(Teacher):
         """
         if step is not None:
             self.step = step
-        self._given_step = step
+        self._counted = step is not None
         super().update(model)
 
     def set(self, model: nn.Module) -> None:
         """Make the teacher an exact copy of the model."""
         copy_student(self, model)
 
-    def _momentum(self, _: int) -> float:
-        return self.get_decay(self._given_step)
+    def _momentum(self, step: int) -> float:
+        return self.get_decay(step if self._counted else None)
 
-    def _preserve_prob(self, _: int) -> float:
-        step = self._given_step
-        return 0.0 if step is not None and step <= self.update_after_step + 1 else self.preserve_prob
+    def _preserve_prob(self, step: int) -> float:
+        return 0.0 if self._counted and step <= self.update_after_step + 1 else self.preserve_prob

@@ -32,7 +32,8 @@ class Loan:
     def __init__(self, teacher: Teacher, student: nn.Module):
         lent = {canonical_name(name): tensor for name, tensor in _tensors(teacher.module).items()}
         self._live = _tensors(student)
-        self.kept = {name: tensor.clone() for name, tensor in self._live.items()}
+        self._own = {name: tensor.clone() for name, tensor in self._live.items()}
+        self.kept = {name: self._own[name] for name in student.state_dict() if name in self._own}
         for name, tensor in self._live.items():
             tensor.copy_(lent[canonical_name(name)])
 
@@ -40,7 +41,7 @@ class Loan:
     def give_back(self) -> None:
         """Put the student's own weights back."""
         for name, tensor in self._live.items():
-            tensor.copy_(self.kept[name])
+            tensor.copy_(self._own[name])
 
     def __enter__(self) -> Self:
         return self
@@ -57,4 +58,6 @@ def copy_student(teacher: Teacher, student: nn.Module) -> None:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    """By the names of state_dict, and buffers that it leaves out."""
+    saved = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return dict(module.named_buffers(remove_duplicate=False)) | saved

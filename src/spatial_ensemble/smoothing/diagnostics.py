@@ -22,8 +22,8 @@ def ages(teacher: Teacher) -> dict[str, Tensor]:
     places = teacher.places()
     finer = {name: where for name, where in places.items() if not where.whole}
     whole = [name for name, where in places.items() if where.whole]
-    keys = torch.tensor([places[name].key for name in whole], dtype=torch.int64).reshape(-1, 2)
-    zero = torch.zeros(len(whole), dtype=torch.int64)
+    keys = torch.tensor([places[name].key for name in whole], dtype=torch.int64, device="cpu").reshape(-1, 2)
+    zero = torch.zeros(len(whole), dtype=torch.int64, device="cpu")
     found = dict(
         zip(whole, _ages(teacher, lambda step: draws_at((keys[:, 0], keys[:, 1]), step, zero), len(whole)), strict=True)
     )
@@ -75,8 +75,8 @@ def _draws(where: Place, step: int) -> Tensor:
 
 def _ages(teacher: Teacher, draws: Callable[[int], Tensor], units: int) -> Tensor:
     """Walk back from the last update until every unit's last move is found."""
-    age = torch.full((units,), teacher.step, dtype=torch.int64)
-    waiting = torch.ones(units, dtype=torch.bool)
+    age = torch.full((units,), teacher.step, dtype=torch.int64, device="cpu")
+    waiting = torch.ones_like(age, dtype=torch.bool)
     for step in reversed(range(teacher.step)):
         momentum, preserve_prob = teacher.smoothing.at(step)
         if (step + 1) % teacher.update_every or momentum == 1 or preserve_prob == 1:

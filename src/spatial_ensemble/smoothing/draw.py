@@ -41,7 +41,7 @@ def generator(seed: int, *what: str | int) -> torch.Generator:
         >>> torch.rand(2, generator=generator(0, "x")).equal(torch.rand(2, generator=generator(0, "x")))
         True
     """
-    return torch.Generator().manual_seed(derive_seed(seed, *what))
+    return torch.Generator("cpu").manual_seed(derive_seed(seed, *what))
 
 
 def draw_key(seed: int, name: str) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def draws_at(key: tuple[Tensor | int, Tensor | int], step: int, index: Tensor) -
     return word >> part % 2 * 16 & 0xFFFF
 
 
-def draws_between(key: tuple[int, int], step: int, start: int, stop: int, device: torch.device | None = None) -> Tensor:
+def draws_between(key: tuple[int, int], step: int, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:
     """The draws of the indices start, ..., stop - 1: int64 in [0, 2^16), eight to a counter."""
     first, last = start // SPAN, -(-stop // SPAN)
     block = torch.arange(first * BLOCKS, last * BLOCKS, device=device).view(-1, BLOCKS)

@@ -50,7 +50,7 @@ class Pairing:
     """All pairs of a teacher and a student, valid until either module holds other tensors.
 
     Raises:
-        ValueError: a tensor that is missing, extra, of another shape or otherwise sharded; it is named.
+        ValueError: a tensor that is missing, extra, of another shape, otherwise sharded or no longer tied; it is named.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module):
@@ -76,13 +76,20 @@ class Pairing:
         for name in sorted(theirs):
             first.setdefault(id(theirs[name][0]), name)
         self.pairs = [Pair(name, theirs[name][0], students[name][0], theirs[name][1]) for name in first.values()]
-        self._owners = [*_owners(teacher), *_owners(student)]
+        for name, (t, _) in theirs.items():
+            if students[name][0] is not students[first[id(t)]][0]:
+                raise ValueError(
+                    f"{first[id(t)]!r} and {name!r} are one tied tensor in the teacher, and two in the student: tie "
+                    "them again, or build a new Teacher from this student"
+                )
+        owners = [*_owners(teacher), *_owners(student)]
+        self._owners, self._empty = [owner for owner in owners if owner], [owner for owner in owners if not owner]
         self._keys, self._values = self._owned()
 
     def holds(self) -> bool:
         """Whether both modules still own the very tensors and submodules that were paired; costs microseconds."""
         keys, values = self._owned()
-        return keys == self._keys and all(map(is_, values, self._values))
+        return keys == self._keys and all(map(is_, values, self._values)) and not any(self._empty)
 
     def _owned(self) -> tuple[list[str], list[object]]:
         chain = itertools.chain.from_iterable
@@ -106,9 +113,7 @@ def _named_tensors(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
 
 def _owners(module: nn.Module) -> Iterator[dict[str, object]]:
     for submodule in module.modules():
-        for owner in (submodule._parameters, submodule._buffers, submodule._modules):
-            if owner:
-                yield owner  # type: ignore[misc]
+        yield from (submodule._parameters, submodule._buffers, submodule._modules)  # type: ignore[misc]
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...] | None:

@@ -31,6 +31,8 @@ def fingerprint(teacher: Teacher) -> str:
 def verify(teacher: Teacher) -> dict[int, list[str]]:
     """{rank: names of the tensors in which it differs from the majority of the ranks that hold the same piece}.
 
+    The counters `step` and `skipped`, on which all draws to come depend, are compared under the name "(step)".
+
     Hashes are compared, 16 bytes a tensor and rank. On a tie the lowest rank is taken to be right. A shard that no
     other rank holds has nothing to be compared with.
     """
@@ -44,6 +46,8 @@ def repair(teacher: Teacher) -> dict[int, list[str]]:
     """Send every tensor that `verify` names from a rank of the majority; returns what `verify` found before."""
     found: dict[int, list[str]] = {}
     tensors = _tensors(teacher)
+    device = local(next(iter(tensors.values()))).device if tensors else torch.device("cpu")
+    tensors["(step)"] = torch.tensor([teacher.step, teacher.skipped], device=device)
     for name, rank, source in _deviations(teacher):
         found.setdefault(rank, []).append(name)
         tensor = local(tensors[name]).detach()
@@ -53,6 +57,7 @@ def repair(teacher: Teacher) -> dict[int, list[str]]:
             received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
             dist.recv(received, src=source)
             tensor.copy_(received)
+    teacher.step, teacher.skipped = tensors["(step)"].tolist()
     return found
 
 
@@ -64,6 +69,7 @@ def _deviations(teacher: Teacher) -> list[tuple[str, int, int]]:
         name: ((*rows(tensor, name), local(tensor).numel()), _hash(local(tensor)))
         for name, tensor in _tensors(teacher).items()
     }
+    own["(step)"] = (), f"{teacher.step} {teacher.skipped}".encode()
     gathered: list[_Pieces] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
     deviations = []

@@ -1,8 +1,11 @@
 """The teacher: the one stateful object of the package."""
 
+import itertools
+import operator
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from spatial_ensemble.smoothing import diagnostics, ranks
 from spatial_ensemble.smoothing.draw import Place, threshold
 from spatial_ensemble.smoothing.kernels import Smoother
+from spatial_ensemble.smoothing.kernels.plain import nonfinite
 from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.shards import is_fsdp, is_sharded, least, local, reshard
@@ -94,13 +98,14 @@ class Teacher(nn.Module):
         self.unit = unit
         self.group = group
         self.buffer_policy = buffers
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
         self.step = 0
         self.skipped = 0
-        self.module = (_copy(student) if module is None else module).to(device=device, dtype=dtype)
-        self.module.requires_grad_(False).eval()
+        copy = _copy(student) if module is None else _real(module, "module")
+        _check_dtype(copy, dtype)
+        self.module = copy.to(device=device, dtype=dtype).requires_grad_(False).eval()
         self._plan: _Plan | None = None
         if module is not None:
             with torch.no_grad():
@@ -150,8 +155,10 @@ class Teacher(nn.Module):
 
     def places(self) -> dict[str, Place]:
         """Canonical name -> place of its draws, for every tensor under the mask."""
-        plan = self._plan or _Plan(self.module, Pairing(self.module, self.module), self._place, frozen=False)
-        return {pair.name: where for pair, where in plan.moving if where.key is not None}
+        plan = self._plan
+        if plan is None or plan.seed != self.seed:
+            plan = _Plan(self.module, Pairing(self.module, self.module), self._place, self.seed, frozen=False)
+        return plan.places
 
     def age(self) -> dict[str, Tensor]:
         """Steps since each unit was last replaced or averaged: int64, [] for a tensor or layer, [units] for finer ones.
@@ -191,7 +198,6 @@ class Teacher(nn.Module):
                     f"build the Teacher with {name}={state[name]!r}"
                 )
         self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
-        self._plan = None
 
     def extra_repr(self) -> str:
         return (
@@ -203,10 +209,10 @@ class Teacher(nn.Module):
 
     def _prepare(self, student: nn.Module) -> "_Plan":
         plan = self._plan
-        if plan is None or not plan.holds(student):
+        if plan is None or not plan.holds(student, self.seed):
             reshard(self.module, student)
-            if plan is None or not plan.holds(student):
-                self._plan = plan = _Plan(student, Pairing(self.module, student), self._place)
+            if plan is None or not plan.holds(student, self.seed):
+                self._plan = plan = _Plan(student, Pairing(self.module, student), self._place, self.seed)
         return plan
 
     def _place(self, pair: Pair) -> Place | None:
@@ -223,27 +229,37 @@ class _Plan:
     """What one update does to which tensors, worked out once and kept while student and teacher stay as they are."""
 
     def __init__(
-        self, student: nn.Module, pairing: Pairing, place_of: Callable[[Pair], Place | None], frozen: bool = True
+        self,
+        student: nn.Module,
+        pairing: Pairing,
+        place_of: Callable[[Pair], Place | None],
+        seed: int,
+        frozen: bool = True,
     ):
-        self._student = weakref.ref(student)
+        self._student = weakref.ref(student, partial(_release, weakref.ref(self)))
+        self.seed = seed
         self._pairing = pairing
         self._parameters = [pair.student for pair in pairing.pairs if not pair.is_buffer]
         self._trained = [parameter.requires_grad for parameter in self._parameters]
         pairs = [pair for pair in pairing.pairs if pair.is_buffer or pair.student.requires_grad or not frozen]
         placed = [(pair, place_of(pair)) for pair in pairs]
         self.moving = [(pair, where) for pair, where in placed if where is not None]
+        self.places = {pair.name: where for pair, where in self.moving if where.key is not None}
         copied = [pair for pair, where in placed if where is None and pair.is_buffer]
         self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
+        self._taken = [pair for pair, _ in self.moving] + [pair for pair in copied if pair.student.is_floating_point()]
         self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
         self._parts: list[Tensor] = []
         self._smoother: Smoother | None = None
 
-    def holds(self, student: nn.Module) -> bool:
+    def holds(self, student: nn.Module, seed: int) -> bool:
         """Whether this is the student of the plan, with the same tensors, of which the same are trained."""
         return (
             self._student() is student
+            and self.seed == seed
             and self._pairing.holds()
             and [parameter.requires_grad for parameter in self._parameters] == self._trained
+            and (self._smoother is None or self._smoother.holds())
         )
 
     def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
@@ -264,18 +280,41 @@ class _Plan:
 
     def first_nonfinite(self) -> str | None:
         """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
-        found = set(map(id, self._current().nonfinite()))
-        numbers = (i for i, (pair, _) in enumerate(self.moving) if found and id(local(pair.student)) in found)
-        first = least(next(numbers, len(self.moving)), [pair.student for pair, _ in self.moving])
-        return self.moving[first][0].name if first < len(self.moving) else None
+        copied = [local(pair.student) for pair in self._taken[len(self.moving) :]]
+        found = set(map(id, [*self._current().nonfinite(), *nonfinite(copied)]))
+        numbers = (i for i, pair in enumerate(self._taken) if found and id(local(pair.student)) in found)
+        first = least(next(numbers, len(self._taken)), [pair.student for pair in self._taken])
+        return self._taken[first].name if first < len(self._taken) else None
+
+
+def _release(plan: "weakref.ref[_Plan]", _: object) -> None:
+    """A teacher that outlives its student does not hold on to the student's weights."""
+    if (owner := plan()) is not None:
+        for name in owner.__dict__.keys() - {"seed", "places", "_student"}:
+            delattr(owner, name)
+
+
+def _real(module: nn.Module, what: str) -> nn.Module:
+    """The module, if all its tensors have values."""
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(f"the {what}'s tensor {name!r} is lazy and uninitialised: run one batch through it first")
+        if tensor.is_meta:
+            raise ValueError(
+                f"the {what}'s tensor {name!r} is on the meta device and has no values: call to_empty and initialise "
+                "it before the Teacher is built"
+            )
+    return module
+
+
+def _check_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if dtype is not None and tensor.is_complex() and not dtype.is_complex:
+            raise ValueError(f"dtype={dtype} would drop the imaginary part of {name!r} ({tensor.dtype}): leave it out")
 
 
 def _copy(student: nn.Module) -> nn.Module:
-    student = unwrap(student)
-    if any(torch.nn.parameter.is_lazy(tensor) for tensor in student.parameters()):
-        raise ValueError(
-            "the student has uninitialised lazy parameters; run one batch through it before Teacher(student)"
-        )
+    student = _real(unwrap(student), "student")
     reshard(student)  # or refuse what fully_shard did not shard
     if is_fsdp(student):
         raise ValueError(

@@ -25,24 +25,22 @@ class Smoother:
     """
 
     def __init__(self, teacher: Sequence[Tensor], student: Sequence[Tensor], places: Sequence[Place]):
-        self._triples = list(zip(teacher, student, places, strict=True))
-        self._tables: list[plain.Table] | None = None
+        self._tables = _tables(list(zip(teacher, student, places, strict=True)))
+
+    def holds(self) -> bool:
+        """Whether the tensors still lie in memory where they lay, so that `run` means them."""
+        return all(table.holds() for table in self._tables)
 
     def run(self, step: int, threshold: int, weight: float) -> None:
         """One update. `threshold` is that of `draw.Keep`; a weight of 1 copies, 0 leaves all as it is."""
         if weight == 0:
             return
-        for table in self._current():
+        for table in self._tables:
             table.run(step, threshold, weight)
 
     def nonfinite(self) -> list[Tensor]:
         """The student's tensors that hold an inf or NaN; waits for a GPU."""
-        return [tensor for table in self._current() for tensor in table.nonfinite()]
-
-    def _current(self) -> list[plain.Table]:
-        if self._tables is None or not all(table.holds() for table in self._tables):
-            self._tables = _tables(self._triples)
-        return self._tables
+        return [tensor for table in self._tables for tensor in table.nonfinite()]
 
 
 def smooth_(teacher: Sequence[Tensor], student: Sequence[Tensor], keep: Keep, weight: float) -> None:
@@ -54,6 +52,10 @@ def _tables(triples: list[tuple[Tensor, Tensor, Place]]) -> list[plain.Table]:
     """A table for each kernel that takes any of the pairs; plain torch takes what is left."""
     tables: list[plain.Table] = []
     devices = {t.device.type for t, _, _ in triples}
+    if "cuda" in devices and plain.capturing():
+        raise RuntimeError(
+            "the first update on these tensors cannot be captured in a CUDA graph; call update once before"
+        )
     for kernel in (_cpu() if "cpu" in devices else None, _gpu() if "cuda" in devices else None):
         if kernel is not None:
             taken = [triple for triple in triples if kernel.takes(*triple)]

@@ -91,8 +91,8 @@ def takes(t: Tensor, s: Tensor, place: Place) -> bool:
 @cache
 def works() -> bool:
     """Whether the compiled loops round as torch does on this machine: both then use fused multiply-add."""
-    generator = torch.Generator().manual_seed(0)
-    t, s = torch.randn(2, 77, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    t, s = torch.randn(2, 77, generator=generator, dtype=torch.float32, device="cpu")
     moved = [t.clone() for _ in range(3)]
     for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True):
         Table([(result, s, Place(None, 1, 77, 77, 77, 0))]).run(0, 0, weight)

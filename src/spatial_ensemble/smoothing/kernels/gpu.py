@@ -47,10 +47,6 @@ class Table:
     """The rule over pairs of tensors that this kernel takes, for as long as they lie where they lay."""
 
     def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
-        if _capturing():
-            raise RuntimeError(
-                "the first update on these tensors cannot be captured in a CUDA graph; call update once before"
-            )
         self._teacher = [t for t, _, _ in triples]
         self._tensors = [*self._teacher, *(s for _, s, _ in triples)]
         self._layout = self._read_layout()
@@ -60,7 +56,8 @@ class Table:
             if triple[0].numel():
                 alike.setdefault(_kind(*triple), []).append(triple)
         self._launches = [(kind, *_rows(kind, members)) for kind, members in alike.items()]
-        self._clocks = {kind.device: torch.zeros(1, dtype=torch.int64, device=kind.device) for kind in alike}
+        with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+            self._clocks = {kind.device: torch.zeros(1, dtype=torch.int64, device=kind.device) for kind in alike}
 
     def holds(self) -> bool:
         """Whether no tensor was given other memory, as by `parameter.data = ...`."""
@@ -72,10 +69,10 @@ class Table:
 
     def run(self, step: int, threshold: int, weight: float) -> None:
         """Smooth all pairs at a step, with a weight above 0; while a graph is captured, at the device's own step."""
-        rounded = torch.tensor(weight, dtype=torch.float32).item()
+        rounded = torch.tensor(weight, dtype=torch.float32, device="cpu").item()
         formula = COPY if weight == 1 else SMALL if rounded < 0.5 else LARGE
         for clock in self._clocks.values():
-            if not _capturing():
+            if not plain.capturing():
                 clock.fill_(step)
         for kind, rows, chunks in self._launches:
             # Nothing is preserved at a threshold of 0, so no draw is needed.
@@ -118,7 +115,8 @@ def takes(t: Tensor, s: Tensor, place: Place) -> bool:
 @cache
 def works() -> bool:
     """Whether the kernel gives plain torch's masks and, to a rounding, its values on the current GPU."""
-    t, s = torch.randn(2, 96, 16, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    generator = torch.Generator("cuda").manual_seed(0)
+    t, s = torch.randn(2, 96, 16, device="cuda", dtype=torch.float32, generator=generator)
     for unit_size in (1, 16, 1536):
         place = Place((1, 2), unit_size, 1536 // unit_size, 1536, 1536, 0)
         moved, expected = t.clone(), t.clone()
@@ -127,10 +125,6 @@ def works() -> bool:
         if not (torch.equal(moved == t, expected == t) and torch.allclose(moved, expected, rtol=1e-6, atol=1e-6)):
             return False
     return True
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _kind(t: Tensor, s: Tensor, place: Place) -> Kind:
@@ -151,7 +145,7 @@ def _rows(kind: Kind, triples: Sequence[tuple[Tensor, Tensor, Place]]) -> tuple[
         rows.append([*map(int, fields), place.row, place.stride, place.offset])
         skipped = place.offset % 512 if kind.draws == ELEMENTS else 0  # a chunk begins where 512 draws begin
         chunks += -(-(skipped + t.numel()) // CHUNK)
-    return torch.tensor(rows, dtype=torch.int64).t().contiguous().to(kind.device), chunks
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").t().contiguous().to(kind.device), chunks
 
 
 @triton.jit

@@ -29,7 +29,7 @@ class Table:
 
     def run(self, step: int, threshold: int, weight: float) -> None:
         """Smooth all pairs at a step, with a weight above 0."""
-        if threshold and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if threshold and capturing():
             raise RuntimeError(
                 "plain torch cannot be captured in a CUDA graph: each replay would preserve the same units; "
                 "call update outside of the graph, or let Triton's kernel take all tensors"
@@ -48,6 +48,11 @@ class Table:
                     _mix_rows_(t, s, place, step, threshold, weight)
                 else:
                     _mix_fragments_(t, s, place, step, threshold, weight)
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured, in which the host's numbers are frozen."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def nonfinite(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -69,8 +74,8 @@ def _replaced(places: Sequence[Place], step: int, threshold: int) -> list[bool]:
     keyed = [place.key for place in places if place.key is not None]
     if not (keyed and threshold):
         return [True] * len(places)
-    words = torch.tensor(keyed, dtype=torch.int64)
-    draws = draws_at((words[:, 0], words[:, 1]), step, torch.zeros(len(keyed), dtype=torch.int64))
+    words = torch.tensor(keyed, dtype=torch.int64, device="cpu")
+    draws = draws_at((words[:, 0], words[:, 1]), step, torch.zeros_like(words[:, 0]))
     moves = iter((draws >= threshold).tolist())
     return [place.key is None or next(moves) for place in places]
 
@@ -92,7 +97,7 @@ def _mix_rows_(t: Tensor, s: Tensor, place: Place, step: int, threshold: int, we
     assert place.key is not None
     first = place.offset // place.unit_size
     for start in range(0, len(t), CHUNK):
-        draws = draws_between(place.key, step, first + start, first + min(start + CHUNK, len(t)))
+        draws = draws_between(place.key, step, first + start, first + min(start + CHUNK, len(t)), t.device)
         rows = (draws >= threshold).nonzero().flatten() + start
         if place.unit_size >= CHUNK:
             for row in rows.tolist():
