@@ -1,5 +1,7 @@
 """Accuracies against scikit-learn's on the same features."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from spatial_ensemble.data.images import Images
+from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import accuracy, knn_accuracy, knn_predict, linear_accuracy, predict
 from spatial_ensemble.evaluation.linear import PROTOCOLS, linear_probe
 
@@ -96,6 +99,13 @@ def test_images_of_unknown_class_are_no_neighbours() -> None:
     network, train, test = backbone(), images(100), images(101, seed=1)
     expected = knn_accuracy(network, train, test, MEAN, STD, k=9)
     assert knn_accuracy(network, with_unknown(train), test, MEAN, STD, k=9) == expected
+
+
+@pytest.mark.parametrize("accuracy_of", [knn_accuracy, linear_accuracy])
+def test_labels_that_are_all_unknown_are_refused(accuracy_of: Callable[..., float]) -> None:
+    train = images(10)
+    with pytest.raises(UserError, match="none of the 10 images has a known class"):
+        accuracy_of(backbone(), Images(train.images, torch.full((10,), -1)), images(5), MEAN, STD)
 
 
 def separable(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -139,12 +139,14 @@ def test_a_teacher_can_be_made_of_a_student_in_use(case: str) -> None:
 @every_case
 def test_what_cannot_be_learnt_from_is_refused(case: str) -> None:
     method, _ = build(case)
-    good = {"batch_size": 4, "num_classes": CLASSES, "labelled": 10, "size": 8}
+    good = {"batch_size": 4, "processes": 1, "num_classes": CLASSES, "labelled": 10, "size": 8}
     method.check(**good)
     with pytest.raises(UserError, match="1 class"):
         method.check(**{**good, "num_classes": 1})
     with pytest.raises(UserError, match=r"batch size 1 .* 2 or more"):
         method.check(**{**good, "batch_size": 1})
+    with pytest.raises(UserError, match=r"batch size 4 among 4 processes .* 8 or more"):
+        method.check(**{**good, "processes": 4})
     if method.labelled_views:
         with pytest.raises(UserError, match="no image has one"):
             method.check(**{**good, "labelled": 0})

@@ -138,7 +138,15 @@ def test_shuffled_groups_are_normalised_apart_and_keys_come_back_in_order() -> N
 )
 def test_queue_and_batch_must_fit(options: dict[str, object], batch_size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make(**options).check(batch_size=batch_size, num_classes=5, labelled=0, size=8)
+        make(**options).check(batch_size=batch_size, processes=1, num_classes=5, labelled=0, size=8)
+
+
+def test_each_process_shuffles_its_own_images() -> None:
+    method = make(queue_size=16, teacher_norm="batch", shuffle_groups=4)
+    method.check(batch_size=16, processes=2, num_classes=5, labelled=0, size=8)
+    message = "batch size 16 among 4 processes in 4 shuffle_groups leaves fewer than 2 images a group"
+    with pytest.raises(UserError, match=message):
+        method.check(batch_size=16, processes=4, num_classes=5, labelled=0, size=8)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"shuffle_groups": 0}, {"queue_size": 0}])

@@ -51,14 +51,15 @@ def test_biases_and_norms_have_no_weight_decay(name):
     assert moved == {"0.weight"}
 
 
-def test_lars_scales_the_step_by_the_trust_ratio():
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+def test_lars_scales_the_step_by_the_trust_ratio(decay):
     """One step of LARS from the paper's formula: lr * eta * |w| / (|g| + wd |w|) * (g + wd w)."""
     module = nn.Linear(4, 4, bias=False)
     weight, gradient = module.weight.detach().clone(), torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     module.weight.grad = gradient.clone()
-    build_optimizer(module, replace(CONFIG, optimizer="lars", lr=0.5)).step()
-    trust = 0.001 * weight.norm() / (gradient.norm() + 0.1 * weight.norm())
-    torch.testing.assert_close(module.weight.detach(), weight - 0.5 * trust * (gradient + 0.1 * weight))
+    build_optimizer(module, replace(CONFIG, optimizer="lars", lr=0.5, weight_decay=decay)).step()
+    trust = 0.001 * weight.norm() / (gradient.norm() + decay * weight.norm())
+    torch.testing.assert_close(module.weight.detach(), weight - 0.5 * trust * (gradient + decay * weight))
 
 
 def test_larc_never_steps_further_than_sgd():

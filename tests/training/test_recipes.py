@@ -39,6 +39,10 @@ def tiny(config: Config, images: str) -> Config:
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_takes_a_step(name, images, tmp_path):
     config = tiny(recipes.get(name), images)
+    if methods.get(config.method).needs_init:
+        pretrained = train(tiny(recipes.moco_imagenet(), images), tmp_path / "pretrained", progress=False)
+        export(pretrained.checkpoint, tmp_path / "pretrained.safetensors")
+        config = replace(config, init=str(tmp_path / "pretrained.safetensors"))
     result = train(config, tmp_path / "run", progress=False)
     content = checkpoint.load(result.checkpoint)
     assert content["step"] == 1
@@ -62,7 +66,7 @@ def test_a_self_supervised_teacher_is_slow_from_the_first_step(method):
     config = recipes.default(method, "folder")
     momentum, preserve_prob = build_smoothing(config).at(0)
     steps_to_change = 1 / ((1 - momentum) * (1 - preserve_prob))
-    assert steps_to_change >= 100
+    assert steps_to_change >= 50
     if method == "moco":
         assert steps_to_change > 5 * 4096 / config.batch_size
 

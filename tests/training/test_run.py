@@ -26,6 +26,17 @@ SHORT = Config(
 )
 
 
+DINO = {"method": "dino", "labels": None, "network": "small", "options": {"local_crops": 1}}
+
+
+class Rigid(torch.nn.Sequential):
+    """A network for images of one size."""
+
+    def __init__(self, channels, size):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, 4))
+        self.num_features = 4
+
+
 class Killed(BaseException):
     """As SIGKILL leaves no time to tidy up, so nothing may catch this."""
 
@@ -186,15 +197,24 @@ def test_what_cannot_be_trained_leaves_no_trace(tmp_path):
         ({"data": "nothing"}, "unknown data set 'nothing'"),
         ({"options": {"treshold": 0.5}}, "fixmatch has no option 'treshold'"),
         ({"options": {"threshold": 1.5}}, "threshold 1.5"),
+        ({"network": "vit-mini", "image_size": 28}, r"vit-mini does not take a view of 28 x 28 pixels: .* divisible"),
+        (DINO | {"image_size": 2}, "local crops of 4 x 4 pixels are larger than the images of 2 x 2"),
+        (DINO | {"network": f"{__name__}.Rigid"}, r"test_run.Rigid does not take a view of 4 x 4 pixels"),
+        ({"method": "linear", "options": {}}, "linear learns on weights that are there: name their file by --init"),
     ):
         with pytest.raises(UserError, match=message):
             train(replace(SHORT, **change), tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    with pytest.raises(UserError, match="the loss is not finite between steps 0 and 10: lower --lr"):
-        train(replace(SHORT, lr=1e30), tmp_path / "run", progress=False)
+@pytest.mark.parametrize("eval_every", [10, 30])
+def test_a_loss_that_is_not_finite_ends_the_run_and_takes_no_checkpoints_place(tmp_path, eval_every):
+    config = replace(SHORT, lr=1e30, eval_every=eval_every, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"the loss is not finite between steps 0 and .*: lower --lr, in another --out"):
+        train(config, tmp_path / "run", progress=False)
+    kept = checkpoint.load(tmp_path / "run" / "last.ckpt")
+    assert 0 < kept["step"] < eval_every
+    assert kept["running"]["loss"].isfinite()
 
 
 def test_bfloat16_trains_with_weights_in_float32(tmp_path):

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spatial_ensemble.errors import UserError
+
 
 class Pixels(Protocol):
     """What a uint8 tensor [N, C, H, W] and images that stay in their files have in common."""
@@ -28,6 +30,17 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def known(self) -> Tensor:
+        """Which images have a class, bool [N].
+
+        Raises:
+            UserError: none has.
+        """
+        known = self.labels >= 0
+        if not known.any():
+            raise UserError(f"none of the {len(self)} images has a known class to learn from")
+        return known
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,11 @@ def knn_accuracy(
         train, test: uint8 images and their labels; training images of label -1 (unknown) are left out.
         mean, std: of each channel of the training images, in units of the full range.
         k, temperature: as for `knn_predict`.
+
+    Raises:
+        UserError: no training image has a known label.
     """
-    known = train.labels >= 0
+    known = train.known()
     features, bank = (predict(backbone, images.images, mean, std) for images in (test, train))
     known, labels, answers = (tensor.to(bank.device) for tensor in (known, train.labels, test.labels))
     predictions = knn_predict(features, bank[known], labels[known], k=k, temperature=temperature)

@@ -88,8 +88,11 @@ def linear_accuracy(
         protocol: "standard" (lr 0.1 for a batch of 256, 90 epochs), or "paper" (BatchNorm1d behind the linear layer,
             lr 0.2 for a batch of 256, 80 epochs).
         seed: of the probe.
+
+    Raises:
+        UserError: no training image has a known label.
     """
-    known = train.labels >= 0
+    known = train.known()
     features = predict(backbone, train.images, mean, std)
     features, labels = features[known.to(features.device)], train.labels[known].to(features.device)
     classes = int(max(train.labels.max(), test.labels.max())) + 1

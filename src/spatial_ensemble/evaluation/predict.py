@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spatial_ensemble.data.images import Pixels, normalise
+from spatial_ensemble.data.images import Pixels, channel_tensor, normalise
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def predict(
         torch.Size([3, 10])
     """
     device = next(network.parameters()).device
-    shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    shift, scale = (channel_tensor(values, device) for values in (mean, std))
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

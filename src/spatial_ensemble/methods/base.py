@@ -91,6 +91,7 @@ class Method(nn.Module, ABC):
         labelled_views: names of the views it wants of each labelled image.
         unlabelled_views: names of the views it wants of each unlabelled image.
         unlabelled_ratio: unlabelled images in a batch for each labelled one; 1 where nothing is labelled.
+        needs_init: whether it makes sense only on weights that are loaded into its backbone (`--init`).
         headline: what it is judged by, the accuracy of the student's own outputs or that of its backbone's neighbours.
         student: what the teacher smooths, with its `backbone`.
     """
@@ -98,6 +99,7 @@ class Method(nn.Module, ABC):
     labelled_views: tuple[str, ...] = ()
     unlabelled_views: tuple[str, ...] = ()
     unlabelled_ratio: int = 1
+    needs_init: bool = False
     headline: Literal["accuracy", "knn"] = "knn"
     student: nn.Module
 
@@ -113,11 +115,12 @@ class Method(nn.Module, ABC):
             The loss to minimise, a scalar, and detached scalars to log.
         """
 
-    def check(self, *, batch_size: int, num_classes: int, labelled: int, size: int) -> None:
+    def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
         """Refuse, before training starts, what this method cannot learn from; a subclass adds its own conditions.
 
         Args:
             batch_size: labelled images in a step (unlabelled ones where nothing is labelled), over all processes.
+            processes: how many share these images, each with BatchNorm of its own.
             num_classes: classes of the data set.
             labelled: labelled images there are.
             size: pixels a side of an image.
@@ -130,5 +133,6 @@ class Method(nn.Module, ABC):
             raise UserError(f"the data set has {num_classes} class: {name} needs 2 or more to be measured by")
         if self.labelled_views and labelled == 0:
             raise UserError(f"{name} learns from labels, and no image has one: label some, or use byol, moco or dino")
-        if batch_size < 2 and any(isinstance(module, _BatchNorm) for module in self.modules()):
-            raise UserError(f"batch size {batch_size} is too small for BatchNorm: use 2 or more")
+        if batch_size < 2 * processes and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            among = f" among {processes} processes" if processes > 1 else ""
+            raise UserError(f"batch size {batch_size}{among} is too small for BatchNorm: use {2 * processes} or more")

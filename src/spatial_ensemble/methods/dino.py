@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
+from spatial_ensemble.data.selfsupervised import output_size
+from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, targets
 from spatial_ensemble.smoothing.schedule import linear
 from spatial_ensemble.smoothing.teacher import Teacher
@@ -46,16 +48,10 @@ class DINOHead(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, bottleneck: int, outputs: int, batchnorm: bool = False) -> None:
         super().__init__()
-        norm = (lambda: [nn.BatchNorm1d(hidden)]) if batchnorm else list
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden),
-            *norm(),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            *norm(),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for size in (inputs, hidden):
+            layers += [nn.Linear(size, hidden), *([nn.BatchNorm1d(hidden)] if batchnorm else []), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.last = nn.Linear(bottleneck, outputs, bias=False)
         for module in self.layers:
             if isinstance(module, nn.Linear):
@@ -161,6 +157,15 @@ class DINO(Method):
         self.update_centre(teacher_logits)
         entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1).mean()
         return loss, {"teacher_entropy": entropy}
+
+    def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
+        super().check(batch_size=batch_size, processes=processes, num_classes=num_classes, labelled=labelled, size=size)
+        local_size = output_size("dino_local", size)
+        if "dino_local" in self.unlabelled_views and local_size > size:
+            raise UserError(
+                f"local crops of {local_size} x {local_size} pixels are larger than the images of {size} x {size}: "
+                "use local_crops 0"
+            )
 
     @torch.no_grad()
     def update_centre(self, teacher_logits: Tensor) -> None:

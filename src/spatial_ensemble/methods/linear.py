@@ -26,6 +26,7 @@ class Linear(Method):
 
     labelled_views = ("crop",)
     headline = "accuracy"
+    needs_init = True
     student: Student
 
     def __init__(self, backbone: nn.Module, num_classes: int, *, norm: bool = True) -> None:

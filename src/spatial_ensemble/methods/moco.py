@@ -122,14 +122,16 @@ class MoCo(Method):
         groups = images[order].tensor_split(self.shuffle_groups)
         return torch.cat([targets(teacher, group, "batch") for group in groups])[order.argsort()]
 
-    def check(self, *, batch_size: int, num_classes: int, labelled: int, size: int) -> None:
-        super().check(batch_size=batch_size, num_classes=num_classes, labelled=labelled, size=size)
+    def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
+        super().check(batch_size=batch_size, processes=processes, num_classes=num_classes, labelled=labelled, size=size)
         keys = batch_size * (2 if self.symmetric else 1)
         if len(self.queue) % keys:
             near = max(1, round(len(self.queue) / keys)) * keys
             raise UserError(f"queue_size {len(self.queue)} is no multiple of the {keys} keys of a step: use {near}")
-        if self.teacher_norm == "batch" and batch_size < 2 * self.shuffle_groups:
+        own = batch_size // processes
+        if self.teacher_norm == "batch" and own < 2 * self.shuffle_groups:
+            among = f" among {processes} processes" if processes > 1 else ""
             raise UserError(
-                f"batch size {batch_size} in {self.shuffle_groups} shuffle_groups leaves fewer than 2 images a group: "
-                f"use shuffle_groups {max(1, batch_size // 2)} or less"
+                f"batch size {batch_size}{among} in {self.shuffle_groups} shuffle_groups leaves fewer than 2 images a "
+                f"group: use shuffle_groups {max(1, own // 2)} or less"
             )

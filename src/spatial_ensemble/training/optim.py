@@ -1,6 +1,7 @@
 """Optimizers and learning rates, the latter as a function of the step alone."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     BYOL's ("lars"), or 0.02 and clipped to 1 as solo-learn's BYOL on CIFAR ("larc").
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -27,6 +28,8 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     from timm.optim.lars import Lars
 
+    for group in groups:  # timm's leaves the trust ratio out wherever there is no weight decay, unless told
+        group["always_adapt"] = group["params"][0].ndim > 1
     clipped = config.optimizer == "larc"
     lars: torch.optim.Optimizer = Lars(
         groups, lr=config.lr, momentum=0.9, trust_coeff=0.02 if clipped else 0.001, trust_clip=clipped

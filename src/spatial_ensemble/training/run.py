@@ -15,11 +15,12 @@ from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.loaders import Batches
 from spatial_ensemble.data.splits import balanced_indices
-from spatial_ensemble.data.views import view
+from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.evaluation.predict import predict
 from spatial_ensemble.methods import Method
 from spatial_ensemble.networks import default_network
-from spatial_ensemble.smoothing.draw import derive_seed
+from spatial_ensemble.smoothing.draw import derive_seed, generator
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import (
     build_method,
@@ -190,16 +191,30 @@ class _Run:
 
     def evaluate(self, done: int) -> Row:
         """The next row of the history; the averages begin anew."""
-        steps = done - (int(self.history[-1]["step"]) if self.history else 0)
-        averages = {name: self.mean(value).item() / steps for name, value in self.running.items()}
-        if not math.isfinite(averages["loss"]):
-            raise UserError(f"the loss is not finite between steps {done - steps} and {done}: lower --lr")
+        averages = self.averages(done)
         self.running = {}
         student, teacher = self.method.student, self.teacher.module
         accuracies = [measure(network, self.data, self.method.headline) for network in (teacher, student)]
         return {"step": done, "teacher_accuracy": accuracies[0], "student_accuracy": accuracies[1], **averages}
 
+    def averages(self, done: int) -> Row:
+        """Means over all processes and the steps since the last evaluation.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        before = int(self.history[-1]["step"]) if self.history else 0
+        averages = {name: self.mean(value).item() / (done - before) for name, value in self.running.items()}
+        if not math.isfinite(averages["loss"]):
+            raise UserError(
+                f"the loss is not finite between steps {before} and {done}: lower --lr, in another --out (what "
+                f"{self.out} holds is from before)"
+            )
+        return averages
+
     def save(self, done: int) -> None:
+        if self.running:  # nothing that is not finite is to take the place of the checkpoint before
+            self.averages(done)
         if not self.fabric.is_global_zero:
             return
         content = {
@@ -275,6 +290,8 @@ def _fabric(config: Config) -> "Fabric":
 
 def _fresh(config: Config, data: ImageData) -> Method:
     method = build_method(config, describe(data))
+    if method.needs_init and config.init is None:
+        raise UserError(f"{config.method} learns on weights that are there: name their file by --init")
     if config.init is not None:
         load_backbone(method, Path(config.init))
     return method
@@ -291,11 +308,18 @@ def _batches(
     if config.labels is not None and not method.labelled_views:
         raise UserError(f"{config.method} learns without labels: leave out --labels")
     labelled = balanced_indices(data.train.labels, config.labels, data.classes, config.seed)
-    method.check(batch_size=config.batch_size, num_classes=len(data.classes), labelled=len(labelled), size=data.size)
+    method.check(
+        batch_size=config.batch_size,
+        processes=world_size,
+        num_classes=len(data.classes),
+        labelled=len(labelled),
+        size=data.size,
+    )
     views = [
         [view(name, size=data.size, flip=data.flip) for name in names]
         for names in (method.labelled_views, method.unlabelled_views)
     ]
+    _try_network(config, method, data, views[0] + views[1])
     return Batches(
         data.train,
         labelled,
@@ -310,6 +334,19 @@ def _batches(
         rank=rank,
         world_size=world_size,
     )
+
+
+def _try_network(config: Config, method: Method, data: ImageData, views: list[View]) -> None:
+    """See, before training, that the backbone takes images of each size that the method's views have."""
+    image = torch.zeros(1, data.channels, data.size, data.size, dtype=torch.uint8)
+    examples = [view(image, generator(0, "example")) for view in views]
+    for size, example in {example.shape[-1]: example for example in examples}.items():
+        try:
+            predict(method.student.get_submodule("backbone"), example, data.mean, data.std)
+        except Exception as error:
+            raise UserError(
+                f"the network {config.network} does not take a view of {size} x {size} pixels: {error}"
+            ) from error
 
 
 def _result(out: Path, history: list[Row], seconds: float, steps_done: int) -> Result:
