@@ -65,17 +65,21 @@ from triton.compiler import ASTSource
 import triton
 from spatial_ensemble.smoothing.kernels import gpu
 
-constants = ("FORMULA", "DRAWS", "GROUP", "TEACHER", "STUDENT", "BITS")
+constants = ("FORMULA", "DRAWS", "GROUP", "TEACHER", "STUDENT", "BITS", "WIDE")
 signature = dict(rows="*i64", clock="*i64", tensors="i32", threshold="i32", factor="fp32")
 signature |= dict.fromkeys(constants, "constexpr")
 for values in [
-    (gpu.SMALL, gpu.WHOLE, 1, tl.float32, tl.float32, 8),
-    (gpu.LARGE, gpu.ELEMENTS, 1, tl.float32, tl.bfloat16, 8),
-    (gpu.COPY, gpu.UNITS, 8, tl.float16, tl.float16, 8),
+    (gpu.SMALL, gpu.WHOLE, 1, tl.float32, tl.float32, 8, True),
+    (gpu.SMALL, gpu.WHOLE, 1, tl.bfloat16, tl.bfloat16, 8, False),
+    (gpu.LARGE, gpu.ELEMENTS, 1, tl.float32, tl.bfloat16, 8, False),
+    (gpu.COPY, gpu.UNITS, 8, tl.float16, tl.float16, 8, True),
+    (gpu.SMALL, gpu.UNITS, 1, tl.float32, tl.float32, 8, False),
 ]:
     source = ASTSource(gpu._smooth, signature, constexprs=dict(zip(constants, values, strict=True)))
     compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False})
     assert compiled.asm["cubin"]
+    wide = values[-1]
+    assert ("ld.global.v4" in compiled.asm["ptx"], "st.global.v4" in compiled.asm["ptx"]) == (wide, wide), values
 """
 
 
@@ -90,7 +94,7 @@ def test_the_interpreted_kernel_agrees_with_the_reference():
     run(AGAINST_THE_REFERENCE, TRITON_INTERPRET="1")
 
 
-def test_the_kernel_compiles_for_a_gpu_that_is_not_there(tmp_path):
+def test_the_kernel_compiles_for_a_gpu_that_is_not_there_and_moves_16_bytes_at_once(tmp_path):
     run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
 
 

@@ -9,6 +9,7 @@ The step is counted on the device, so that an update may be captured in a CUDA g
 graph (it builds the table), each replay goes on where the last update or replay stopped. What the host knows is frozen
 in the graph: schedules keep their value at the capture, and `teacher.step`, which the capture itself raises by one,
 sees no replays: add their number less one to it before saving, or before calling `update` outside of the graph again.
+After loading a state capture anew: a graph goes on with the tensors, the seed and the step that it was captured with.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ class Kind(NamedTuple):
     student: torch.dtype
     draws: int  # WHOLE, ELEMENTS or UNITS
     group: int  # neighbours that are known to share a draw
+    wide: bool  # whether memory begins and ends at multiples of 16 elements, so that several are loaded at once
 
 
 class Table:
@@ -91,6 +93,7 @@ class Table:
                     TEACHER=DTYPES[kind.teacher],
                     STUDENT=DTYPES[kind.student],
                     BITS=max(tensors - 1, 1).bit_length(),
+                    WIDE=kind.wide,
                     enable_fp_fusion=False,  # where a product and a sum are to be rounded once, `_move` says so
                 )
         for clock in self._clocks.values():
@@ -128,12 +131,13 @@ def works() -> bool:
 
 
 def _kind(t: Tensor, s: Tensor, place: Place) -> Kind:
+    wide = all(number % 16 == 0 for number in (t.data_ptr(), s.data_ptr(), t.numel()))
     if place.whole:
-        return Kind(t.device, t.dtype, s.dtype, WHOLE, 1)
+        return Kind(t.device, t.dtype, s.dtype, WHOLE, 1, wide)
     if place.unit_size == 1 and place.row == t.numel():
-        return Kind(t.device, t.dtype, s.dtype, ELEMENTS, 1)
+        return Kind(t.device, t.dtype, s.dtype, ELEMENTS, 1, False)
     together = all(number % 8 == 0 for number in (place.unit_size, place.row, place.stride, place.offset))
-    return Kind(t.device, t.dtype, s.dtype, UNITS, 8 if together else 1)
+    return Kind(t.device, t.dtype, s.dtype, UNITS, 8 if together else 1, wide and together)
 
 
 def _rows(kind: Kind, triples: Sequence[tuple[Tensor, Tensor, Place]]) -> tuple[Tensor, int]:
@@ -198,6 +202,7 @@ def _smooth(  # type: ignore[no-untyped-def]
     TEACHER: tl.constexpr,
     STUDENT: tl.constexpr,
     BITS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     chunk = tl.program_id(0).to(tl.int64)
     i = chunk * 0  # the last tensor whose first chunk is not beyond this one, by binary search
@@ -209,6 +214,8 @@ def _smooth(  # type: ignore[no-untyped-def]
     teacher = tl.load(rows).to(tl.pointer_type(TEACHER))
     student = tl.load(rows + tensors).to(tl.pointer_type(STUDENT))
     numel = tl.load(rows + 2 * tensors)
+    if WIDE:
+        teacher, student, numel = tl.multiple_of(teacher, 16), tl.multiple_of(student, 16), tl.multiple_of(numel, 16)
     start = (chunk - tl.load(rows + 3 * tensors)) * _CHUNK
     drawn = tl.load(rows + 4 * tensors)
     key0, key1 = tl.load(rows + 5 * tensors).to(tl.uint32), tl.load(rows + 6 * tensors).to(tl.uint32)
