@@ -197,9 +197,12 @@ def test_what_cannot_be_trained_leaves_no_trace(tmp_path):
         ({"data": "nothing"}, "unknown data set 'nothing'"),
         ({"options": {"treshold": 0.5}}, "fixmatch has no option 'treshold'"),
         ({"options": {"threshold": 1.5}}, "threshold 1.5"),
-        ({"network": "vit-mini", "image_size": 28}, r"vit-mini does not take a view of 28 x 28 pixels: .* divisible"),
-        (DINO | {"image_size": 2}, "local crops of 4 x 4 pixels are larger than the images of 2 x 2"),
-        (DINO | {"network": f"{__name__}.Rigid"}, r"test_run.Rigid does not take a view of 4 x 4 pixels"),
+        ({"network": "vit-mini", "image_size": 28}, r"vit-mini does not take the 28 x 28 pixels .* divisible"),
+        (DINO | {"image_size": 2}, "the view 'dino_local' has 4 x 4 pixels, the images have 2 x 2"),
+        (
+            DINO | {"network": f"{__name__}.Rigid"},
+            "test_run.Rigid does not take the 4 x 4 pixels of the view 'dino_local'",
+        ),
         ({"method": "linear", "options": {}}, "linear learns on weights that are there: name their file by --init"),
     ):
         with pytest.raises(UserError, match=message):

@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.data.selfsupervised import output_size
-from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, targets
 from spatial_ensemble.smoothing.schedule import linear
 from spatial_ensemble.smoothing.teacher import Teacher
@@ -157,15 +155,6 @@ class DINO(Method):
         self.update_centre(teacher_logits)
         entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1).mean()
         return loss, {"teacher_entropy": entropy}
-
-    def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
-        super().check(batch_size=batch_size, processes=processes, num_classes=num_classes, labelled=labelled, size=size)
-        local_size = output_size("dino_local", size)
-        if "dino_local" in self.unlabelled_views and local_size > size:
-            raise UserError(
-                f"local crops of {local_size} x {local_size} pixels are larger than the images of {size} x {size}: "
-                "use local_crops 0"
-            )
 
     @torch.no_grad()
     def update_centre(self, teacher_logits: Tensor) -> None:

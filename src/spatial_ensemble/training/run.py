@@ -315,16 +315,15 @@ def _batches(
         labelled=len(labelled),
         size=data.size,
     )
-    views = [
-        [view(name, size=data.size, flip=data.flip) for name in names]
-        for names in (method.labelled_views, method.unlabelled_views)
-    ]
-    _try_network(config, method, data, views[0] + views[1])
+    views = {
+        name: view(name, size=data.size, flip=data.flip) for name in (*method.labelled_views, *method.unlabelled_views)
+    }
+    _try_views(config, method, data, views)
     return Batches(
         data.train,
         labelled,
-        labelled_views=views[0],
-        unlabelled_views=views[1],
+        labelled_views=[views[name] for name in method.labelled_views],
+        unlabelled_views=[views[name] for name in method.unlabelled_views],
         batch_size=config.batch_size,
         unlabelled_batch_size=config.batch_size * method.unlabelled_ratio,
         mean=data.mean,
@@ -336,16 +335,22 @@ def _batches(
     )
 
 
-def _try_network(config: Config, method: Method, data: ImageData, views: list[View]) -> None:
-    """See, before training, that the backbone takes images of each size that the method's views have."""
+def _try_views(config: Config, method: Method, data: ImageData, views: dict[str, View]) -> None:
+    """See, before training, that no view is larger than the images, and that the backbone takes images of its size."""
     image = torch.zeros(1, data.channels, data.size, data.size, dtype=torch.uint8)
-    examples = [view(image, generator(0, "example")) for view in views]
-    for size, example in {example.shape[-1]: example for example in examples}.items():
+    for name, random_view in views.items():
+        example = random_view(image, generator(0, "example"))
+        size = f"{example.shape[-2]} x {example.shape[-1]}"
+        if max(example.shape[-2:]) > data.size:
+            raise UserError(
+                f"the view {name!r} has {size} pixels, the images have {data.size} x {data.size}: use larger images, "
+                "or an option that leaves this view out"
+            )
         try:
             predict(method.student.get_submodule("backbone"), example, data.mean, data.std)
         except Exception as error:
             raise UserError(
-                f"the network {config.network} does not take a view of {size} x {size} pixels: {error}"
+                f"the network {config.network} does not take the {size} pixels of the view {name!r}: {error}"
             ) from error
 
 
