@@ -33,7 +33,7 @@ from spatial_ensemble.training.run import Result, train
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "lightly", "lightning")
 LABELS = 250
-STEPS = {"byol": 7000, "moco": 4000, "dino": 7000, "fixmatch": 2500, "mean_teacher": 2500}
+STEPS = {"byol": 7000, "moco": 4000, "dino": 7000, "fixmatch": 6000, "mean_teacher": 2500}
 SUPERVISED = "learning.Supervised"  # found because this file's folder is the first that Python looks into
 
 
@@ -149,13 +149,15 @@ def report(
         if value is not None and name not in ("path", "seed")
     )
     command = f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}"
-    title = f"Does {method} learn?"
+    title = f"Does {method} learn"
+    if steps != STEPS[method]:
+        title += f" in {steps} steps"
     if options:
         chosen = " ".join(f"{name}={value}" for name, value in options.items())
-        command, title = f"{command} --set {chosen}", f"Does {method} learn with {chosen}?"
+        command, title = f"{command} --set {chosen}", f"{title} with {chosen}"
     save(
         out,
-        f"{title} CIFAR-10 on one core",
+        f"{title}? CIFAR-10 on one core",
         command,
         f"seeds {seeds}, {what}; one thread; {about}",
         lines,

@@ -15,7 +15,7 @@ from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation.predict import predict
 
-# torch's DataLoader forks its workers: newer Pythons warn of the threads that torch has started, torch of a single core.
+# torch's DataLoader forks its workers: newer Pythons warn of its threads, and torch itself on a single core.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
