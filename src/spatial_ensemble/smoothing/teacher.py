@@ -2,22 +2,18 @@
 
 import itertools
 import operator
-import weakref
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.smoothing import diagnostics, ranks
-from spatial_ensemble.smoothing.draw import Place, threshold
-from spatial_ensemble.smoothing.kernels import Smoother
-from spatial_ensemble.smoothing.kernels.plain import nonfinite
+from spatial_ensemble.smoothing.draw import Place
 from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
+from spatial_ensemble.smoothing.plan import Plan
 from spatial_ensemble.smoothing.rule import Smoothing
-from spatial_ensemble.smoothing.shards import is_fsdp, is_sharded, least, local, reshard
+from spatial_ensemble.smoothing.shards import is_fsdp, local, reshard
 from spatial_ensemble.smoothing.units import UNITS, Group, Unit, everywhere, place
 
 Buffers = Literal["average", "copy", "follow", "keep"]
@@ -106,7 +102,7 @@ class Teacher(nn.Module):
         copy = _copy(student) if module is None else _real(module, "module")
         _check_dtype(copy, dtype)
         self.module = copy.to(device=device, dtype=dtype).requires_grad_(False).eval()
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         if module is not None:
             with torch.no_grad():
                 for pair in Pairing(module, student).pairs:
@@ -157,7 +153,7 @@ class Teacher(nn.Module):
         """Canonical name -> place of its draws, for every tensor under the mask."""
         plan = self._plan
         if plan is None or plan.seed != self.seed:
-            plan = _Plan(self.module, Pairing(self.module, self.module), self._place, self.seed, frozen=False)
+            plan = Plan(self.module, Pairing(self.module, self.module), self._place, self.seed, frozen=False)
         return plan.places
 
     def age(self) -> dict[str, Tensor]:
@@ -207,12 +203,12 @@ class Teacher(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}  # a copy or pickle must not hold on to the student
 
-    def _prepare(self, student: nn.Module) -> "_Plan":
+    def _prepare(self, student: nn.Module) -> Plan:
         plan = self._plan
         if plan is None or not plan.holds(student, self.seed):
             reshard(self.module, student)
             if plan is None or not plan.holds(student, self.seed):
-                self._plan = plan = _Plan(student, Pairing(self.module, student), self._place, self.seed)
+                self._plan = plan = Plan(student, Pairing(self.module, student), self._place, self.seed)
         return plan
 
     def _place(self, pair: Pair) -> Place | None:
@@ -223,75 +219,6 @@ class Teacher(nn.Module):
         if not pair.is_buffer or self.buffer_policy == "follow":
             return place(t, pair.name, self.unit, self.seed, self.group)
         return everywhere(local(t)) if self.buffer_policy == "average" else None
-
-
-class _Plan:
-    """What one update does to which tensors, worked out once and kept while student and teacher stay as they are."""
-
-    def __init__(
-        self,
-        student: nn.Module,
-        pairing: Pairing,
-        place_of: Callable[[Pair], Place | None],
-        seed: int,
-        frozen: bool = True,
-    ):
-        self._student = weakref.ref(student, partial(_release, weakref.ref(self)))
-        self.seed = seed
-        self._pairing = pairing
-        self._parameters = [pair.student for pair in pairing.pairs if not pair.is_buffer]
-        self._trained = [parameter.requires_grad for parameter in self._parameters]
-        pairs = [pair for pair in pairing.pairs if pair.is_buffer or pair.student.requires_grad or not frozen]
-        placed = [(pair, place_of(pair)) for pair in pairs]
-        self.moving = [(pair, where) for pair, where in placed if where is not None]
-        self.places = {pair.name: where for pair, where in self.moving if where.key is not None}
-        copied = [pair for pair, where in placed if where is None and pair.is_buffer]
-        self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
-        self._taken = [pair for pair, _ in self.moving] + [pair for pair in copied if pair.student.is_floating_point()]
-        self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
-        self._parts: list[Tensor] = []
-        self._smoother: Smoother | None = None
-
-    def holds(self, student: nn.Module, seed: int) -> bool:
-        """Whether this is the student of the plan, with the same tensors, of which the same are trained."""
-        return (
-            self._student() is student
-            and self.seed == seed
-            and self._pairing.holds()
-            and [parameter.requires_grad for parameter in self._parameters] == self._trained
-            and (self._smoother is None or self._smoother.holds())
-        )
-
-    def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
-        self._current().run(step, threshold(preserve_prob), 1 - momentum)
-        if copy_buffers and self._copied[0]:
-            torch._foreach_copy_(*self._copied)
-
-    def _current(self) -> Smoother:
-        """The smoother of this rank's tensors."""
-        if self._smoother is None or self._sharded:
-            teachers = [local(pair.teacher) for pair, _ in self.moving]
-            students = [local(pair.student) for pair, _ in self.moving]
-            parts = [*teachers, *students]
-            if self._smoother is None or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
-                self._parts = parts  # FSDP2 gives a sharded parameter another local tensor, as in `module.to`
-                self._smoother = Smoother(teachers, students, [where for _, where in self.moving])
-        return self._smoother
-
-    def first_nonfinite(self) -> str | None:
-        """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
-        copied = [local(pair.student) for pair in self._taken[len(self.moving) :]]
-        found = set(map(id, [*self._current().nonfinite(), *nonfinite(copied)]))
-        numbers = (i for i, pair in enumerate(self._taken) if found and id(local(pair.student)) in found)
-        first = least(next(numbers, len(self._taken)), [pair.student for pair in self._taken])
-        return self._taken[first].name if first < len(self._taken) else None
-
-
-def _release(plan: "weakref.ref[_Plan]", _: object) -> None:
-    """A teacher that outlives its student does not hold on to the student's weights."""
-    if (owner := plan()) is not None:
-        for name in owner.__dict__.keys() - {"seed", "places", "_student"}:
-            delattr(owner, name)
 
 
 def _real(module: nn.Module, what: str) -> nn.Module:

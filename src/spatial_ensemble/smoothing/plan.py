@@ -1,0 +1,95 @@
+"""What one update of a teacher does: worked out once, and again when student or teacher are no longer as they were."""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from spatial_ensemble.smoothing.draw import Place, threshold
+from spatial_ensemble.smoothing.kernels import Smoother
+from spatial_ensemble.smoothing.kernels.plain import nonfinite
+from spatial_ensemble.smoothing.pairing import Pair, Pairing
+from spatial_ensemble.smoothing.shards import is_sharded, least, local
+
+
+class Plan:
+    """What one update does to which tensors.
+
+    Args:
+        student: it is not kept alive; when it is gone, so is what the plan holds of its memory.
+        pairing: of teacher and student.
+        place_of: where a pair's draws lie, None for one that is only copied.
+        seed: of these draws.
+        frozen: whether parameters that need no gradient are left out.
+
+    Attributes:
+        moving: the pairs that the rule moves, and where their draws lie.
+        places: canonical name -> place, of those that may be preserved.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        pairing: Pairing,
+        place_of: Callable[[Pair], Place | None],
+        seed: int,
+        frozen: bool = True,
+    ):
+        self._student = weakref.ref(student, partial(_release, weakref.ref(self)))
+        self.seed = seed
+        self._pairing = pairing
+        self._parameters = [pair.student for pair in pairing.pairs if not pair.is_buffer]
+        self._trained = [parameter.requires_grad for parameter in self._parameters]
+        pairs = [pair for pair in pairing.pairs if pair.is_buffer or pair.student.requires_grad or not frozen]
+        placed = [(pair, place_of(pair)) for pair in pairs]
+        self.moving = [(pair, where) for pair, where in placed if where is not None]
+        self.places = {pair.name: where for pair, where in self.moving if where.key is not None}
+        copied = [pair for pair, where in placed if where is None and pair.is_buffer]
+        self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
+        self._taken = [pair for pair, _ in self.moving] + [pair for pair in copied if pair.student.is_floating_point()]
+        self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
+        self._parts: list[Tensor] = []
+        self._smoother: Smoother | None = None
+
+    def holds(self, student: nn.Module, seed: int) -> bool:
+        """Whether this is the student of the plan, with the same tensors, of which the same are trained."""
+        return (
+            self._student() is student
+            and self.seed == seed
+            and self._pairing.holds()
+            and [parameter.requires_grad for parameter in self._parameters] == self._trained
+            and (self._smoother is None or self._smoother.holds())
+        )
+
+    def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
+        self._current().run(step, threshold(preserve_prob), 1 - momentum)
+        if copy_buffers and self._copied[0]:
+            torch._foreach_copy_(*self._copied)
+
+    def _current(self) -> Smoother:
+        """The smoother of this rank's tensors."""
+        if self._smoother is None or self._sharded:
+            teachers = [local(pair.teacher) for pair, _ in self.moving]
+            students = [local(pair.student) for pair, _ in self.moving]
+            parts = [*teachers, *students]
+            if self._smoother is None or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
+                self._parts = parts  # FSDP2 gives a sharded parameter another local tensor, as in `module.to`
+                self._smoother = Smoother(teachers, students, [where for _, where in self.moving])
+        return self._smoother
+
+    def first_nonfinite(self) -> str | None:
+        """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
+        copied = [local(pair.student) for pair in self._taken[len(self.moving) :]]
+        found = set(map(id, [*self._current().nonfinite(), *nonfinite(copied)]))
+        numbers = (i for i, pair in enumerate(self._taken) if found and id(local(pair.student)) in found)
+        first = least(next(numbers, len(self._taken)), [pair.student for pair in self._taken])
+        return self._taken[first].name if first < len(self._taken) else None
+
+
+def _release(plan: "weakref.ref[Plan]", _: object) -> None:
+    """A teacher that outlives its student does not hold on to the student's weights."""
+    if (owner := plan()) is not None:
+        for name in owner.__dict__.keys() - {"seed", "places", "_student"}:
+            delattr(owner, name)
