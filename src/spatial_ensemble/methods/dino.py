@@ -39,7 +39,7 @@ class DINOHead(nn.Module):
 
     Args:
         inputs, hidden, bottleneck, outputs: sizes of the layers.
-        batchnorm: whether the first two layers have BatchNorm, as the original advises beside a convolutional network.
+        batchnorm: whether the first two layers have BatchNorm (the original's use_bn_in_head).
 
     Source: Caron et al. 2021, section 3.1 and appendix C.
     """
@@ -78,7 +78,8 @@ class DINO(Method):
         out_dim: outputs of the head (65536 on ImageNet).
         hidden_dim: hidden size of the head.
         bottleneck_dim: size before the head's last layer.
-        head_batchnorm: whether the head has BatchNorm (the original's use_bn_in_head, which it sets for ResNets only).
+        head_batchnorm: whether the head has BatchNorm; the paper leaves it out beside vision transformers, which have
+            none themselves.
         local_crops: small crops of every image beside the two global ones, 0 for none.
         student_temperature: of the student's softmax, above 0.
         teacher_temperature: of the teacher's softmax, above 0.
