@@ -33,7 +33,7 @@ from spatial_ensemble.training.run import Result, train
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "lightly", "lightning")
 LABELS = 250
-STEPS = {"byol": 7000, "moco": 4000, "dino": 7000, "fixmatch": 6000, "mean_teacher": 2500}
+STEPS = {"byol": 7000, "moco": 4000, "dino": 7000, "fixmatch": 2500, "mean_teacher": 2500}
 SUPERVISED = "learning.Supervised"  # found because this file's folder is the first that Python looks into
 
 
