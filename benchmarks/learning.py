@@ -1,4 +1,4 @@
-"""Do the methods learn? Each on real images, by a small network in few steps on one processor core.
+"""Do the methods learn? Each on real images, by a small network in few steps, by default on one processor core.
 
 python benchmarks/learning.py METHOD --path DIR    -> results/learning_METHOD.md
 
@@ -33,6 +33,7 @@ from spatial_ensemble.training.run import Result, train
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "lightly", "lightning")
 LABELS = 250
+NETWORK = "resnet10-small"
 STEPS = {"byol": 7000, "moco": 4000, "dino": 7000, "fixmatch": 2500, "mean_teacher": 2500}
 SUPERVISED = "learning.Supervised"  # found because this file's folder is the first that Python looks into
 
@@ -56,7 +57,7 @@ class Supervised(Method):
         return F.cross_entropy(self.student(batch.labelled[0]).float(), batch.labels), {}
 
 
-def configuration(method: str, path: str, seed: int, steps: int, options: dict[str, object]) -> Config:
+def configuration(method: str, path: str, network: str, seed: int, steps: int, options: dict[str, object]) -> Config:
     """The method's default with a length of its own; evaluated once, because that takes minutes of the core."""
     semi = method in ("fixmatch", "mean_teacher")
     short = default(method, "folder")
@@ -66,7 +67,7 @@ def configuration(method: str, path: str, seed: int, steps: int, options: dict[s
         short,
         options=short.options | options,
         path=path,
-        network="resnet10-small",
+        network=network,
         labels=LABELS if semi else None,
         warmup_steps=0 if semi else steps // 20,
         seed=seed,
@@ -109,7 +110,14 @@ def progress(result: Result) -> str:
 
 
 def report(
-    method: str, path: str, seeds: list[int], steps: int, options: dict[str, object], runs: Path, out: Path
+    method: str,
+    path: str,
+    network: str,
+    seeds: list[int],
+    steps: int,
+    options: dict[str, object],
+    runs: Path,
+    out: Path,
 ) -> None:
     semi = method in ("fixmatch", "mean_teacher")
     base = "supervised" if semi else "untrained"
@@ -119,7 +127,7 @@ def report(
     ]
     gains, courses = [], []
     for seed in seeds:
-        config = configuration(method, path, seed, steps, options)
+        config = configuration(method, path, network, seed, steps, options)
         result, minutes = run(config, runs / f"{method}-seed{seed}")
         walls, cores = f"{result.seconds / 60:.1f}", f"{minutes:.1f}"
         courses.append(f"- {method}, seed {seed}: {progress(result)}")
@@ -150,6 +158,10 @@ def report(
     )
     command = f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}"
     title = f"Does {method} learn"
+    if network != NETWORK:
+        command, title = f"{command} --network {network}", f"Does {method} teach {network}"
+    if (threads := torch.get_num_threads()) > 1:
+        command += f" --threads {threads}"
     if steps != STEPS[method]:
         title += f" in {steps} steps"
     if options:
@@ -157,9 +169,9 @@ def report(
         command, title = f"{command} --set {chosen}", f"{title} with {chosen}"
     save(
         out,
-        f"{title}? CIFAR-10 on one core",
+        f"{title}? CIFAR-10",
         command,
-        f"seeds {seeds}, {what}; one thread; {about}",
+        f"seeds {seeds}, {what}; {threads} thread(s); {about}",
         lines,
         PACKAGES,
     )
@@ -174,15 +186,18 @@ if __name__ == "__main__":
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method, instead of its default's"
     )
+    parser.add_argument("--network", default=NETWORK, help="name of the backbone")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--out", type=Path, help="the file to write")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where runs are kept")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     method = arguments.method
     options = {name: yaml.safe_load(value) for name, value in (pair.split("=") for pair in arguments.set)}
     report(
         method,
         arguments.path,
+        arguments.network,
         arguments.seeds,
         arguments.steps or STEPS[method],
         options,
