@@ -43,7 +43,7 @@ def test_no_gradient_flows_through_the_labels() -> None:
     assert weak.grad is None and strong.grad is not None
 
 
-@pytest.mark.parametrize("case", ["fixmatch", "fixmatch student"])
+@pytest.mark.parametrize("case", ["fixmatch", "fixmatch student", "fixmatch apart, batch"])
 def test_whole_loss(case: str) -> None:
     method, teacher = build(case)
     batch = make_batch(method)
@@ -53,6 +53,9 @@ def test_whole_loss(case: str) -> None:
         logits = student(torch.cat([batch.labelled[0], batch.unlabelled[1]])).tolist()
         labelled, strong = logits[: len(batch.labels)], logits[len(batch.labels) :]
         weak = weak.tolist()
+    elif case == "fixmatch apart, batch":
+        weak = copy.deepcopy(teacher).module.train()(batch.unlabelled[0]).tolist()
+        labelled, strong = student(batch.labelled[0]).tolist(), student(batch.unlabelled[1]).tolist()
     else:
         logits = student(torch.cat([batch.labelled[0], *batch.unlabelled])).tolist()
         labelled, rest = logits[: len(batch.labels)], logits[len(batch.labels) :]

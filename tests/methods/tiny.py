@@ -16,6 +16,7 @@ SMALL_DINO = {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fixmatch": ("fixmatch", {"threshold": 0.25, "unlabelled_ratio": 3}),
     "fixmatch student": ("fixmatch", {"threshold": 0.25, "unlabelled_ratio": 3, "labels_from": "student"}),
+    "fixmatch apart, batch": ("fixmatch", {"threshold": 0.25, "labelled_apart": True, "teacher_norm": "batch"}),
     "mean_teacher": ("mean_teacher", {"ramp_up_steps": 5, "unlabelled_ratio": 3, "teacher_norm": "running"}),
     "mean_teacher batch": ("mean_teacher", {"ramp_up_steps": 5}),
     "byol": ("byol", {"hidden_dim": 32, "projection_dim": 16, "teacher_norm": "running"}),
