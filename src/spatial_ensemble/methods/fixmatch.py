@@ -41,7 +41,8 @@ class FixMatch(Method):
 
     The student sees all of its images in one forward pass, so that BatchNorm's statistics are those of labelled and
     unlabelled ones together (what kekmodel/FixMatch-pytorch's interleaving is for), unless `labelled_apart` is set:
-    with few labels, small batches and a small network that learns more in a short training (benchmarks/results).
+    with it and teacher_norm="batch" a short training of a small network was above the labels alone, which it was not
+    shown to be without (benchmarks/results).
 
     Args:
         backbone: images to features, with `num_features`.

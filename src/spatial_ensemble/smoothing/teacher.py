@@ -99,9 +99,10 @@ class Teacher(nn.Module):
         self.on_nonfinite = on_nonfinite
         self.step = 0
         self.skipped = 0
-        copy = _copy(student) if module is None else _real(module, "module")
-        _check_dtype(copy, dtype)
-        self.module = copy.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        source, what = (unwrap(student), "student") if module is None else (module, "module")
+        _check_tensors(source, what, dtype)
+        self.module = (_copy(source) if module is None else module).to(device=device, dtype=dtype)
+        self.module.requires_grad_(False).eval()
         self._plan: Plan | None = None
         if module is not None:
             with torch.no_grad():
@@ -221,8 +222,8 @@ class Teacher(nn.Module):
         return everywhere(local(t)) if self.buffer_policy == "average" else None
 
 
-def _real(module: nn.Module, what: str) -> nn.Module:
-    """The module, if all its tensors have values."""
+def _check_tensors(module: nn.Module, what: str, dtype: torch.dtype | None) -> None:
+    """Refuse tensors that have no values, or would lose a part of them in the teacher's dtype."""
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(f"the {what}'s tensor {name!r} is lazy and uninitialised: run one batch through it first")
@@ -231,17 +232,11 @@ def _real(module: nn.Module, what: str) -> nn.Module:
                 f"the {what}'s tensor {name!r} is on the meta device and has no values: call to_empty and initialise "
                 "it before the Teacher is built"
             )
-    return module
-
-
-def _check_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
-    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if dtype is not None and tensor.is_complex() and not dtype.is_complex:
             raise ValueError(f"dtype={dtype} would drop the imaginary part of {name!r} ({tensor.dtype}): leave it out")
 
 
 def _copy(student: nn.Module) -> nn.Module:
-    student = _real(unwrap(student), "student")
     reshard(student)  # or refuse what fully_shard did not shard
     if is_fsdp(student):
         raise ValueError(
