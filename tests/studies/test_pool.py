@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +72,27 @@ def test_leaving_early_ends_the_workers() -> None:
     events.close()
     assert set(multiprocessing.active_children()) <= before
     assert time.monotonic() - started < 30  # it did not sleep to its end
+
+
+DEAF = """
+import signal
+from spatial_ensemble.studies.pool import run_jobs
+
+def blocked(job, report):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+if __name__ == "__main__":
+    print([event.value for event in run_jobs(blocked, [0, 1, 2], workers=3)])
+    print(blocked(None, None))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signal masks")
+def test_every_worker_is_deaf_to_interrupts_and_the_parent_is_not(tmp_path: Path) -> None:
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)  # a process of its own, where no other test has started multiprocessing's resource tracker
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[True, True, True]\nFalse\n"
 
 
 def test_no_jobs_need_no_process() -> None:
