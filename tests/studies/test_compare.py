@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """
     out = tmp_path_factory.mktemp("here") / "study"
     command = [PROGRAM, "compare", *FLAGS, "--seeds=2", "--smoothings", *NAMES, "--out", str(out)]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where tests run in the background it is ignored
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
     )
     while not (saved := list(out.glob("runs/*/last.ckpt"))) and process.poll() is None:
         time.sleep(0.05)
@@ -109,7 +111,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(study: Study) -> None:
 def test_results_json_is_as_designed(study: Study) -> None:
     _, _, results = study
     assert list(results) == ["config", "versions", "runs", "summary", "paired"]
-    assert configuration(results) == replace(TINY, options=TINY.options | {"unlabelled_ratio": 1})
+    options = TINY.options | {"unlabelled_ratio": 1, "labelled_apart": False, "teacher_norm": "running"}
+    assert configuration(results) == replace(TINY, options=options)  # the command line states every option
     assert results["versions"]["torch"] == version("torch")
     keys = ["smoothing", "seed", "teacher_accuracy", "student_accuracy", "seconds", "history"]
     assert [list(run) for run in results["runs"]] == [keys] * 4
