@@ -80,28 +80,38 @@ def ways(student: nn.Module) -> dict[str, Way]:
         teacher = Teacher(student, smoothing, **options)  # type: ignore[arg-type]
         return lambda: teacher.update(student)
 
+    averaged = Teacher(student, Smoothing(MOMENTUM))
+    averaged.update(student)
+    assert averaged._plan is not None
     found: dict[str, Way] = {
         "flat lerp_": lambda: flat_teacher.lerp_(flat_student, 1 - MOMENTUM),
-        "ours, TMA": ours(Smoothing(MOMENTUM)),
+        "reading both flat tensors, no more": lambda: torch.dot(flat_teacher, flat_student),
+        "torch._foreach_lerp_ on lists made once, nothing checked": unchecked(student),
+        "ours, TMA": lambda: averaged.update(student),
+        "of it, the look whether both networks are as they were": partial(averaged._plan.holds, student, 0),
         "ours, TMA, on_nonfinite='skip'": ours(Smoothing(MOMENTUM), on_nonfinite="skip"),
     }
     found |= {f"ours, STS, {unit}": ours(Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit) for unit in UNITS}
     found["ours, SE, tensor"] = ours(Smoothing(0.0, PRESERVE_PROB))
-    timm, averaged = (
-        ModelEmaV3(student, decay=MOMENTUM),
-        AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM)),
-    )
+    timm = ModelEmaV3(student, decay=MOMENTUM)
+    averaged_model = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM))
     ema = EMA(student, beta=MOMENTUM, update_after_step=0, update_every=1, include_online_model=False)
     lightly = copy.deepcopy(student)
     found |= {
         "timm ModelEmaV3": lambda: timm.update(student),
-        "torch AveragedModel, multi_avg_fn": lambda: averaged.update_parameters(student),
+        "torch AveragedModel, multi_avg_fn": lambda: averaged_model.update_parameters(student),
         "ema-pytorch": ema.update,
         "lightly update_momentum": lambda: update_momentum(student, lightly, MOMENTUM),
         "the paper's released loop, p = 0": released(student, 0.0),
         f"the paper's released loop, p = {PRESERVE_PROB}": released(student, PRESERVE_PROB),
     }
     return found
+
+
+def unchecked(student: nn.Module) -> Way:
+    """The average of parameters and floating buffers, with no regard to what becomes of the student."""
+    kept = [t.detach() for t in [*student.parameters(), *student.buffers()] if t.is_floating_point()]
+    return partial(torch._foreach_lerp_, [t.clone() for t in kept], kept, 1 - MOMENTUM)
 
 
 def released(student: nn.Module, preserve_prob: float) -> Way:
