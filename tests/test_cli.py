@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from spatial_ensemble.cli import main
+from spatial_ensemble.methods.fixmatch import FixMatch
 
 QUICK = ["--labels", "20", "--batch-size", "10", "--unlabelled-ratio", "1", "--lr", "0.01"]
 
@@ -49,6 +51,8 @@ def work(tmp_path_factory):
     (work / "key.yaml").write_text("method: fixmatch\nstepz: 5\n")
     (work / "list.yaml").write_text("- 1\n")
     (work / "broken.yaml").write_text("steps: [1\n")
+    (work / "epochs.yaml").write_text("method: byol\nepochs: 9\n")
+    (work / "null.yaml").write_text("method: fixmatch\ndata: null\n")
     (work / "nan.yaml").write_text("method: fixmatch\nmomentum: .nan\n")
     return work
 
@@ -116,6 +120,9 @@ BAD = {
     ("train", "--recipe", "fixmatch_digits", "--epochs", "9"): "the recipe fixmatch_digits is laid out in steps",
     ("train", "--recipe", "byol_cifar10", "--epochs", "few"): "--epochs: expected int, got few",
     (*FIXMATCH, "--epochs", "9"): "--epochs belongs to a --recipe: use --steps",
+    ("train", "--config", "{work}/epochs.yaml"): "--epochs belongs to a --recipe: use --steps",
+    ("train", "--config", "{work}/null.yaml"): "which data? --data digits",
+    ("train", "test_cli.Named"): "test_cli.Named has an argument by the name of a flag: rename it",
     (*FIXMATCH, "--init", "{work}/missing"): "does not exist",
     ("train", "byol", *FIXMATCH[2:4], "--labels", "20"): "byol learns without labels: leave out --labels",
     ("train", "moco", *FIXMATCH[2:4], "--queue-size", "100"): "queue_size 100 is no multiple of the 128 keys of a step",
@@ -156,6 +163,11 @@ BAD = {
     ("predict", RUN, "{work}/text"): "text/train/dog/1.png is a broken image",
     ("predict", RUN, "{work}/pets", "--device", "abacus"): "invalid choice: 'abacus'",
 }
+
+
+class Named(FixMatch):
+    def __init__(self, backbone, num_classes, *, momentum: float = 0.5):
+        super().__init__(backbone, num_classes)
 
 
 def contents(folder):
@@ -270,6 +282,33 @@ def test_flags_win_over_the_file_wherever_they_stand(capsys, tmp_path):
         config = yaml.safe_load(out)
         assert code == 0
         assert (config["steps"], config["lr"], config["threshold"], config["method"]) == (5, 0.001, 0.8, "fixmatch")
+
+
+def test_a_recipe_and_resume_may_stand_in_the_file(work, capsys, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("recipe: byol_imagenet\nepochs: 100\nlr: 0.25\n")
+    _, flags, _ = run(capsys, "train", "--recipe", "byol_imagenet", "--epochs", "100", "--lr", "0.25", "--print-config")
+    assert run(capsys, "train", "--config", tmp_path / "recipe.yaml", "--print-config") == (0, flags, "")
+    (tmp_path / "resume.yaml").write_text(f"resume: true\nout: {work / 'run'}\n")
+    code, said, err = run(capsys, "train", "--config", tmp_path / "resume.yaml")
+    assert (code, err) == (0, "") and "is finished: nothing to do" in said
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where tests run in the background it is ignored
+    flags = [*QUICK, "--steps", "5000", "--checkpoint-every", "1", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spatial_ensemble.cli", "train", "fixmatch", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,
+    )
+    while not (out / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    message = f"spatial-ensemble: interrupted; --resume --out {out} goes on from its last checkpoint\n"
+    assert (process.communicate()[1], process.returncode) == (message, 130)
 
 
 def test_a_printed_configuration_is_read_back_the_same(capsys, tmp_path):

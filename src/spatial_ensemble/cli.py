@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatial_ensemble.errors import UserError
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         message = f"no module named {error.name!r}: pip install '{PROG}[train]'"
     except KeyboardInterrupt as error:
-        print(f"{PROG}: {error or 'interrupted: a run goes on with --resume'}", file=sys.stderr)
+        print(f"{PROG}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     print(f"{PROG}: error: {message}", file=sys.stderr)
     return 2
@@ -92,10 +92,14 @@ def _train(arguments: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     config, given = _configuration(parser, arguments)
-    from spatial_ensemble.training.run import train
+    from spatial_ensemble.training.run import CHECKPOINT, train
 
     out = given.out or f"runs/{config.method}-{config.data}-{config.smoothing}-seed{config.seed}"
-    result = train(config, Path(out), resume=given.resume)
+    try:
+        result = train(config, Path(out), resume=given.resume)
+    except KeyboardInterrupt:
+        kept = f"; --resume --out {out} goes on from its last checkpoint" if (Path(out) / CHECKPOINT).exists() else ""
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes says it for all
         return
     if not result.steps_done:
@@ -172,7 +176,8 @@ def _predict(arguments: list[str]) -> None:
         device=given.device,
     )
     for path, name, probability in found:
-        print(f"{path}\t{name}\t{probability:.4f}")
+        shown = os.fsencode(path).decode(errors="backslashreplace")  # a name need not be text
+        print(f"{shown}\t{name}\t{probability:.4f}")
 
 
 def _add_network_arguments(parser: "ArgumentParser") -> None:
@@ -201,22 +206,22 @@ def _configuration(
     from spatial_ensemble.training.config import Config, read_yaml
 
     files, arguments = _take(arguments, "--config")
-    if "--resume" in arguments:
-        outs, _ = _take(arguments, "--out")
-        files = [saved for out in outs[-1:] if Path(saved := f"{out}/config.yaml").is_file()] + files
-    recipe, _ = _take(arguments, "--recipe")
-    epochs, _ = _take(arguments, "--epochs")
-    if epochs and not epochs[-1].isdecimal():
-        raise UserError(f"--epochs: expected int, got {epochs[-1]}")
-    start = recipes.get(recipe[-1], int(epochs[-1]) if epochs else None) if recipe else None
-    said = {"method": start.method if start else method, "data": "digits"}
+    said: dict[str, Any] = {}
     for file in files:
         said |= read_yaml(Path(file))
-    said |= {name: values[-1] for name in said if (values := _take(arguments, f"--{name}")[0])}
-    if start and said["method"] != start.method:
-        raise UserError(f"the recipe {recipe[-1]} is one for {start.method}, not for {said['method']}")
-    if epochs and not start:
+    early = ("method", "data", "recipe", "epochs", "out")  # what the flags themselves depend on
+    said |= {name: values[-1] for name in early if (values := _take(arguments, f"--{name}")[0])}
+    if ("--resume" in arguments or said.get("resume")) and Path(saved := f"{said.get('out')}/config.yaml").is_file():
+        files, said = [saved, *files], read_yaml(Path(saved)) | said
+    recipe, epochs = said.get("recipe"), said.get("epochs")
+    if epochs is not None and not str(epochs).isdecimal():
+        raise UserError(f"--epochs: expected int, got {epochs}")
+    if epochs is not None and recipe is None:
         raise UserError("--epochs belongs to a --recipe: use --steps")
+    start = None if recipe is None else recipes.get(str(recipe), None if epochs is None else int(epochs))
+    method = said.get("method") or (start.method if start else method)
+    if start and method != start.method:
+        raise UserError(f"the recipe {recipe} is one for {start.method}, not for {method}")
 
     parser.add_argument("--config", action="config", help="a YAML file of flags without their hyphens, as config.yaml")
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
@@ -227,13 +232,19 @@ def _configuration(
     parser.add_argument("--skip_broken", action=ActionYesNo, help="leave out, and count, images that cannot be read")
     added = {action.dest for action in parser._actions}
     parser.add_class_arguments(Config, skip={"options", *added})
-    if said["method"] is not None:
-        start = start or recipes.default(str(said["method"]), str(said["data"]))
-        parser.add_class_arguments(methods.get(start.method), skip={"backbone", "num_classes"})
+    if method is not None:
+        start = start or recipes.default(str(method), str(said.get("data") or "digits"))
+        own = methods.get(start.method)
+        try:
+            parser.add_class_arguments(own, skip={"backbone", "num_classes"})
+        except ValueError as error:
+            raise UserError(f"{start.method} has an argument by the name of a flag: rename it ({error})") from error
         parser.set_defaults(start.to_dict())
     given = _parse(parser, [*(f"--config={file}" for file in files), *arguments])
     if given.method is None:
         raise UserError(f"which method? {PROG} train METHOD, with one of {', '.join(methods.names())}")
+    if given.data is None:
+        raise UserError("which data? --data digits, cifar10, cifar100, svhn, stl10 or folder")
     known = {field.name for field in fields(Config)}
     flat = {name: value for name, value in given.as_dict().items() if name in known or name not in added}
     config = Config.from_dict(flat)

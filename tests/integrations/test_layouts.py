@@ -72,6 +72,12 @@ def test_ema_pytorch_reads_ours_and_we_read_its(teacher, student):
     assert same(from_layout(ema.state_dict(), "ema-pytorch"), ema.ema_model)
 
 
+def test_a_compiled_student_has_the_names_it_was_built_with(teacher, student):
+    ema = ema_pytorch.EMA(network(3))
+    ema.load_state_dict(to_layout(teacher, torch.compile(student), "ema-pytorch"))
+    assert same(student.state_dict(), ema.online_model)
+
+
 def test_mmengine_finds_the_average_where_its_hook_swaps_it_from(teacher, student):
     checkpoint = to_layout(teacher, student, "mmengine")
     assert same(checkpoint["state_dict"], teacher.module)  # EMAHook swaps the two before it saves ...

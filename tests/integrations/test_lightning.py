@@ -177,6 +177,41 @@ def test_the_checkpoint_holds_the_teacher_where_evaluation_looks_and_the_student
     assert equal(weights(loaded), checkpoint["state_dict"])
 
 
+def test_the_checkpoint_of_a_compiled_student_is_loaded_again(tmp_path):
+    def network():
+        made = Network()
+        made.student = torch.compile(made.student, backend="eager")
+        return made
+
+    first, callback = network(), WeightSmoothing(STS, student="student")
+    run = trainer(tmp_path, callback)
+    run.fit(first)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    smoothed = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    assert smoothed.keys() == first.state_dict().keys()
+    assert torch.equal(smoothed["student._orig_mod.0.weight"], callback.teacher.module[0].weight)
+    again = network()
+    trainer(tmp_path, WeightSmoothing(STS, student="student"), max_epochs=2).fit(
+        again, ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert len(again.stepped) == 8
+
+
+def test_layers_built_in_configure_model_are_smoothed(tmp_path):
+    class Late(Network):
+        def __init__(self):
+            super().__init__()
+            self.student = None
+
+        def configure_model(self):
+            if self.student is None:
+                self.student = nn.Linear(4, 1)
+
+    callback = WeightSmoothing(STS)
+    trainer(tmp_path, callback).fit(Late())
+    assert callback.teacher.step == 8
+
+
 def test_a_checkpoint_of_lightnings_own_averaging_is_taken_over(tmp_path):
     theirs = EMAWeightAveraging(decay=0.9)
     run = trainer(

@@ -1,4 +1,5 @@
 import copy
+import inspect
 
 import pytest
 import timm.utils
@@ -50,6 +51,16 @@ def test_with_nothing_preserved_it_has_the_values_of_timms(options, give_step):
     )
     x = torch.rand(2, 4)
     torch.testing.assert_close(ours(x.to(expected["0.weight"].dtype)), theirs(x.to(expected["0.weight"].dtype)))
+
+
+def test_it_takes_timms_arguments_in_timms_order_and_warns_of_a_teacher_that_may_not_move():
+    ours, theirs = (list(inspect.signature(ema).parameters) for ema in (ModelEmaV3, timm.utils.ModelEmaV3))
+    assert ours[: len(theirs)] == theirs
+    model = network().bfloat16()
+    with pytest.warns(UserWarning, match=r"may never move: give dtype=torch\.float32"):
+        ModelEmaV3(model)
+    ModelEmaV3(model, dtype=torch.float32)
+    ModelEmaV3(model, stochastic_rounding=False)
 
 
 def test_preserved_tensors_stay_and_until_update_after_step_it_is_a_copy():

@@ -142,8 +142,41 @@ def test_resuming_without_the_teachers_file_is_refused(tmp_path):
 
 def test_several_evaluation_sets_are_refused_rather_than_half_done(tmp_path):
     sets = {"one": rows(8), "two": rows(8)}
-    with pytest.raises(UserError, match="several evaluation sets"):
+    with pytest.raises(UserError, match=r"a second evaluation at step 4, which would see the student.*not a dict"):
         trainer(tmp_path, TeacherCallback(STS), sets, eval_strategy="steps", eval_steps=4).train()
+
+
+def test_an_evaluation_that_another_callback_calls_sees_the_student(tmp_path):
+    class Evaluates(transformers.TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            run.evaluate(rows(8))
+
+    run = trainer(tmp_path, TeacherCallback(STS))
+    run.add_callback(Evaluates())
+    run.train()
+    assert equal(run.model.evaluated[-1], run.stepped[-1])
+
+
+def test_the_best_model_comes_with_the_teacher_of_its_step(tmp_path):
+    callback = TeacherCallback(STS)
+    run = trainer(
+        tmp_path,
+        callback,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=4,
+        save_steps=4,
+        metric_for_best_model="eval_runtime_rank",
+        greater_is_better=False,
+        load_best_model_at_end=True,
+    )
+    evaluate = run.evaluate
+    # Worse and worse, so that the first of two checkpoints is the best.
+    run.evaluate = lambda *args, **kwargs: evaluate(*args, **kwargs) | {"eval_runtime_rank": run.state.global_step}
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert equal(weights(run.model), run.stepped[3])
+    assert callback.teacher.fingerprint() == replay(run.stepped[:4]).fingerprint()
 
 
 def test_there_is_nothing_to_lend_before_training():

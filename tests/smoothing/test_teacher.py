@@ -218,14 +218,27 @@ def test_frozen_parameters_are_copied_once_and_then_left():
     net = student()
     net.conv.requires_grad_(False)
     teacher = Teacher(net, temporal_moving_average(0.5))
-    start = tensors(net)
-    walk(net, 0)
+    walk(net, 0)  # as if weights were loaded
+    loaded = tensors(net)
     teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, start["conv.weight"])
-    assert not torch.equal(teacher.module.scale, start["scale"])
+    walk(net, 1)
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
+    assert not torch.equal(teacher.module.scale, loaded["scale"])
     net.conv.requires_grad_(True)  # unfrozen later, they follow
     teacher.update(net)
-    assert not torch.equal(teacher.module.conv.weight, start["conv.weight"])
+    assert not torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
+
+
+def test_parameters_frozen_in_mid_training_are_where_an_average_of_them_would_end():
+    net = student()
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    walk(net, 0)
+    teacher.update(net)
+    assert not torch.equal(teacher.module.conv.weight, net.conv.weight)
+    net.conv.requires_grad_(False)
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, net.conv.weight)
 
 
 def test_a_float32_teacher_of_a_bfloat16_student_moves():

@@ -15,8 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.studies import compare as module
@@ -192,6 +194,25 @@ def test_another_configuration_is_refused_and_nothing_is_touched(study: Study, f
     with pytest.raises(UserError, match=re.escape(message)):
         compare(replace(configuration(study[2]), **{field: value}), out, seeds=2)
     assert files(out) == before
+
+
+def test_other_images_are_no_part_of_the_same_study(tmp_path: Path, in_process: None) -> None:
+    for where, shade in (("here", 10), ("there", 200)):
+        for image in range(3):
+            for part in ("train/a", "train/b", "test/a", "test/b"):
+                (tmp_path / where / part).mkdir(parents=True, exist_ok=True)
+                pixels = np.full((8, 8, 3), shade + image, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / where / part / f"{image}.png")
+    config = replace(TINY, data="folder", path=str(tmp_path / "here"), labels=4, batch_size=2, steps=1, options={})
+    compare(config, tmp_path / "study", seeds=1, smoothings=NAMES)
+    before = files(tmp_path / "study")
+    with pytest.raises(UserError, match=r"another study \(--path .*here, not .*there\)"):
+        compare(replace(config, path=str(tmp_path / "there")), tmp_path / "study", seeds=1, smoothings=NAMES)
+    (tmp_path / "here").rename(tmp_path / "elsewhere")
+    (tmp_path / "there").rename(tmp_path / "here")
+    with pytest.raises(UserError, match="the images have changed since the study in"):
+        compare(config, tmp_path / "study", seeds=2, smoothings=NAMES)
+    assert files(tmp_path / "study") == before
 
 
 def test_a_run_of_another_study_is_refused_before_any_starts(study: Study, tmp_path: Path, in_process: None) -> None:

@@ -102,6 +102,12 @@ def test_sentence_separates_what_is_shown_from_what_is_not() -> None:
     assert "no matched pair" in sentence([])
 
 
+def test_pairs_of_fewer_seeds_are_not_counted_among_those_of_more() -> None:
+    text = sentence(paired_differences(runs_of(tma=[90.0, 91.0, 92.0], sts=[90.5, 90.5, 93.0], se=[95.0])))
+    assert text.startswith("Over 1 to 3 matched seeds, the 95 % interval contains zero for sts - tma")
+    assert text.endswith("is not known for se - tma (one seed).")
+
+
 def test_everything_is_strict_json() -> None:
     runs = runs_of(tma=[50.0, 50.0], sts=[50.0, 50.0], se=[51.0])
     json.dumps([summarise(runs), paired_differences(runs)], allow_nan=False)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -101,3 +102,18 @@ def test_a_missing_checkpoint_and_a_folder(tmp_path):
         checkpoint.load(tmp_path / "none.ckpt")
     with pytest.raises(UserError, match="is a folder, not a checkpoint"):
         checkpoint.load(tmp_path)
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    path = tmp_path / "last.ckpt"
+    checkpoint.save(path, CONTENT)
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # no file grows beyond
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt cannot be written; is the disk full\?"):
+            checkpoint.save(path, CONTENT | {"method": {"weight": torch.ones(100_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

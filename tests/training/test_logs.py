@@ -59,3 +59,8 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
         with tensorboard(tmp_path, 1, wanted) as write:
             write(ROWS[0])
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_may_set_in_later_than_others(tmp_path):
+    write_csv(tmp_path / "log.csv", [{"step": 1}, {"step": 2, "late": 0.5}])
+    assert (tmp_path / "log.csv").read_text().split() == ["step,late", "1,", "2,0.5"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.smoothing.pairing import unwrap
 from spatial_ensemble.smoothing.teacher import Teacher
 
 Layout = Literal["timm", "torch", "ema-pytorch", "lightning", "mmengine"]
@@ -60,7 +61,7 @@ def to_layout(teacher: Teacher, student: nn.Module, layout: Layout) -> dict[str,
 
     Args:
         teacher: its module's state is the average, its step the count.
-        student: the network as it is trained.
+        student: the network as it is trained, perhaps wrapped by DistributedDataParallel or torch.compile.
         layout: the package that is to read it.
 
     Raises:
@@ -72,7 +73,7 @@ def to_layout(teacher: Teacher, student: nn.Module, layout: Layout) -> dict[str,
         >>> sorted(to_layout(Teacher(student, temporal_moving_average(0.99)), student, "torch"))
         ['module.bias', 'module.weight', 'n_averaged']
     """
-    average, own, step = teacher.module.state_dict(), student.state_dict(), torch.tensor(teacher.step)
+    average, own, step = teacher.module.state_dict(), unwrap(student).state_dict(), torch.tensor(teacher.step)
     match layout:
         case "timm":
             return {"state_dict": own, "state_dict_ema": average}

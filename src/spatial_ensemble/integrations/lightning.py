@@ -1,9 +1,13 @@
-"""Callbacks for Lightning's Trainer. Both act once per optimizer step that really took place."""
+"""Callbacks for Lightning's Trainer. Both act once per optimizer step that really took place.
+
+Of several optimizers that train the student, it is the last one's steps that count.
+"""
 
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -11,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.integrations.optimizer import update_after_step
 from spatial_ensemble.integrations.weights import Loan, copy_student
+from spatial_ensemble.smoothing.pairing import canonical_name
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -86,6 +91,8 @@ class WeightSmoothing(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._loan = None
+            if is_overridden("configure_model", pl_module):
+                pl_module.configure_model()  # Lightning calls it after this, and says that it may be called twice
             self.teacher = Teacher(pl_module.get_submodule(self._student), self._smoothing, **self._options)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,8 +138,10 @@ class WeightSmoothing(pl.Callback):
         own = {} if self._loan is None else self._loan.kept
         smoothed = self.teacher.module.state_dict()
         state = checkpoint["state_dict"]
+        # The student's names for them: torch.compile puts a prefix into these, and the teacher is not compiled.
+        names = {canonical_name(name): name for name in state if name.startswith(prefix)}
         checkpoint["current_model_state"] = state | {prefix + name: value for name, value in own.items()}
-        checkpoint["state_dict"] = state | {prefix + name: value for name, value in smoothed.items()}
+        checkpoint["state_dict"] = state | {names[canonical_name(prefix + name)]: smoothed[name] for name in smoothed}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -1,6 +1,7 @@
 """In the place of `timm.utils.ModelEmaV3`: another import, and `preserve_prob`."""
 
 import math
+import warnings
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from spatial_ensemble.smoothing.units import Unit
 class ModelEmaV3(Teacher):
     """A teacher with the arguments and methods of timm's class of this name; with preserve_prob=0, its values too.
 
+    Only a bfloat16 teacher differs: see `stochastic_rounding`.
+
     Args:
         model: the student.
         decay: the momentum m.
@@ -24,7 +27,9 @@ class ModelEmaV3(Teacher):
         warmup_power: see `use_warmup`.
         device: of the teacher.
         dtype: of the teacher's floating tensors; torch.float32 beside a bfloat16 model, or it may never move.
-        foreach: accepted for the signature's sake; the kernel is chosen by device and unit.
+        stochastic_rounding: how timm moves a bfloat16 teacher; here one is rounded to nearest, and a warning says so.
+        stochastic_rounding_seed: accepted for the signature's sake.
+        foreach: likewise; the kernel is chosen by device and unit.
         exclude_buffers: copy floating buffers instead of averaging them.
         preserve_prob: p, the probability with which a unit stays as it is.
         unit: which weights share one draw.
@@ -50,6 +55,8 @@ class ModelEmaV3(Teacher):
         warmup_power: float = 2 / 3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = True,
+        stochastic_rounding_seed: int = 0,
         foreach: bool = True,
         exclude_buffers: bool = False,
         *,
@@ -68,6 +75,12 @@ class ModelEmaV3(Teacher):
         self.warmup_power = warmup_power
         self.preserve_prob = preserve_prob
         self._counted = False  # whether the steps are given, as timm's warm-up needs
+        if stochastic_rounding and any(p.dtype == torch.bfloat16 for p in self.module.parameters()):
+            warnings.warn(
+                "a bfloat16 teacher is rounded to nearest here, not stochastically, and may never move: give "
+                "dtype=torch.float32",
+                stacklevel=2,
+            )
         Smoothing(decay, preserve_prob)  # bad values are to be refused here, not at the first update
 
     def get_decay(self, step: int | None = None) -> float:

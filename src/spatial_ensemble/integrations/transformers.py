@@ -23,7 +23,8 @@ class TeacherCallback(TrainerCallback):
     It is updated once per optimizer step that really took place. During training the Trainer's evaluations see the
     teacher's weights; the model itself, and so `model.safetensors` in a checkpoint, stays the student, and the teacher
     lies beside it in `teacher.pt`. After training, `with callback.lent(trainer.model): trainer.evaluate()` evaluates
-    the teacher, and `callback.teacher.module.save_pretrained(folder)` saves it.
+    the teacher, and `callback.teacher.module.save_pretrained(folder)` saves it. Under `load_best_model_at_end` both are
+    those of the best step, which is the teacher's best.
 
     Args:
         smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
@@ -33,8 +34,9 @@ class TeacherCallback(TrainerCallback):
         teacher: the Teacher, from the beginning of training on.
 
     Raises:
-        UserError: a run is resumed and its checkpoint has no `teacher.pt`, or several evaluation sets are given as a
-            dict (the Trainer tells a callback when an evaluation ends, but not whether another follows).
+        UserError: a run is resumed and its checkpoint has no `teacher.pt`, or a step is evaluated twice, as with
+            evaluation sets in a dict (the Trainer tells a callback when an evaluation ends, but not whether another
+            follows).
 
     Example:
         >>> callback = TeacherCallback(Smoothing(momentum=0.999, preserve_prob=0.5))
@@ -47,6 +49,7 @@ class TeacherCallback(TrainerCallback):
         self._smoothing, self._options = smoothing, options
         self._loan: Loan | None = None
         self._hook: RemovableHandle | None = None
+        self._evaluated = -1  # the step at which a loan was last taken back
 
     def lent(self, model: nn.Module) -> Loan:
         """The teacher's weights in the model, for the length of a `with` block."""
@@ -63,7 +66,7 @@ class TeacherCallback(TrainerCallback):
             path = _folder(args, state) / FILE
             if not path.is_file():
                 raise UserError(f"resuming at step {state.global_step}, but there is no {path}: copy it there to go on")
-            self.teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self._load(path)
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # accelerate's wrapper has no hooks
         self._hook = update_after_step(optimizer, self.teacher, kwargs["model"])
         if args.eval_on_start:
@@ -85,8 +88,12 @@ class TeacherCallback(TrainerCallback):
             self._loan = self.lent(kwargs["model"])
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._hook is not None and self._loan is None:
-            raise UserError("several evaluation sets in one evaluation: give the Trainer one, not a dict of them")
+        if self._hook is not None and self._loan is None and self._evaluated == state.global_step:
+            raise UserError(
+                f"a second evaluation at step {state.global_step}, which would see the student: give the Trainer one "
+                "evaluation set, not a dict of them, and call no evaluate beside its own"
+            )
+        self._evaluated = state.global_step if self._loan is not None else -1
         self._take_back()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -98,6 +105,12 @@ class TeacherCallback(TrainerCallback):
     ) -> None:
         self._unhook()
         self._take_back()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load(Path(state.best_model_checkpoint) / FILE)  # the Trainer has loaded the student that went with it
+
+    def _load(self, path: Path) -> None:
+        assert self.teacher is not None
+        self.teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def _unhook(self) -> None:
         if self._hook is not None:

@@ -22,7 +22,7 @@ class Plan:
         pairing: of teacher and student.
         place_of: where a pair's draws lie, None for one that is only copied.
         seed: of these draws.
-        frozen: whether parameters that need no gradient are left out.
+        frozen: whether parameters that need no gradient are copied once, and then left.
 
     Attributes:
         moving: the pairs that the rule moves, and where their draws lie.
@@ -48,6 +48,10 @@ class Plan:
         self.places = {pair.name: where for pair, where in self.moving if where.key is not None}
         copied = [pair for pair, where in placed if where is None and pair.is_buffer]
         self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
+        # Copied at the next update alone: an average of what no longer moves comes to the same values in the end.
+        self._frozen = [
+            pair for pair in pairing.pairs if frozen and not pair.is_buffer and not pair.student.requires_grad
+        ]
         self._taken = [pair for pair, _ in self.moving] + [pair for pair in copied if pair.student.is_floating_point()]
         self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
         self._parts: list[Tensor] = []
@@ -67,6 +71,9 @@ class Plan:
         self._current().run(step, threshold(preserve_prob), 1 - momentum)
         if copy_buffers and self._copied[0]:
             torch._foreach_copy_(*self._copied)
+        for pair in self._frozen:
+            local(pair.teacher).copy_(local(pair.student))
+        self._frozen = []
 
     def _current(self) -> Smoother:
         """The smoother of this rank's tensors."""

@@ -27,6 +27,7 @@ from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE, check
 SMOOTHINGS: tuple[SmoothingName, ...] = ("tma", "tma-matched", "se", "sts")
 PACKAGES = ("spatial-ensemble", "torch", "torchvision", "lightning", "numpy", "scipy", "scikit-learn")
 RESULTS = "results.json"
+FIXED = {"path", "init"}  # a run that is resumed may find its files elsewhere; runs that are compared share them
 
 Results = dict[str, Any]
 
@@ -80,7 +81,10 @@ def compare(
     for job in missing:
         _check_started(job)
     if missing:
-        check(config)  # here, before anything is written or any worker started
+        data = check(config)  # here, before anything is written or any worker started
+        begun = next((job.out / CHECKPOINT for job in jobs if (job.out / CHECKPOINT).exists()), None)
+        if begun is not None and checkpoint.load(begun)["data"] != data:
+            raise UserError(f"the images have changed since the study in {out} began: choose another --out")
     (out / "runs").mkdir(parents=True, exist_ok=True)
     try:
         with (
@@ -138,7 +142,7 @@ def _finished(out: Path, config: Config) -> dict[tuple[str, int], dict[str, Any]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not written by compare: choose another --out") from None
     now = _study(config)
-    for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
+    for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED)):
         if before.get(name) != now.get(name):
             raise _another(out, name, before.get(name), now.get(name))
     return {key: run for key, run in runs.items() if (out / "runs" / f"{key[0]}-seed{key[1]}" / CHECKPOINT).exists()}
@@ -149,7 +153,7 @@ def _check_started(job: Job) -> None:
     if not (job.out / CHECKPOINT).exists():
         return
     before, now = checkpoint.load(job.out / CHECKPOINT)["config"], job.config.to_dict()
-    for name in sorted((before.keys() | now.keys()) - MAY_CHANGE - {"network"}):
+    for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED) - {"network"}):
         if before.get(name) != now.get(name):
             raise _another(job.out, name, before.get(name), now.get(name))
 

@@ -85,13 +85,13 @@ def by_seed(runs: Sequence[dict[str, Any]], smoothing: str) -> dict[int, float]:
 
 
 def verdict(pair: dict[str, Any]) -> str:
-    """What one paired difference shows: "better", "worse", "open" (its interval contains zero) or "unknown".
+    """What one paired difference shows: "better", "worse", "open" (its interval contains zero), "single" or "unknown".
 
-    Unknown is one seed, and a difference that is equal at every seed: its interval has no width and shows nothing
+    Single is one seed. Unknown is a difference that is equal at every seed: its interval has no width and shows nothing
     beyond these seeds.
     """
     if pair["ci95"] is None:
-        return "unknown"
+        return "single"
     low, high = pair["ci95"]
     if low <= 0 <= high:
         return "open"
@@ -110,11 +110,12 @@ def sentence(paired: Sequence[dict[str, Any]]) -> str:
     """
     if not paired:
         return "There is no matched pair of runs yet, so nothing can be said about a difference."
-    seeds = max(len(pair["seeds"]) for pair in paired)
-    if seeds == 1:
+    counts = sorted({len(pair["seeds"]) for pair in paired})
+    if counts == [1]:
         return "One seed shows nothing about a difference between the smoothings: run more (--seeds 3 or above)."
     names = {kind: _names(paired, kind) for kind in _SHOWS}
-    if not (names["better"] or names["worse"] or names["unknown"]):
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    if not any(names[kind] for kind in _SHOWS if kind != "open"):
         return (
             f"Over {seeds} matched seeds, every 95 % interval contains zero ({names['open']}): "
             "these runs do not show that any smoothing is better than another."
@@ -127,6 +128,7 @@ _SHOWS = {
     "better": "lies above zero for {} (a better teacher on this data)",
     "worse": "lies below zero for {} (a worse teacher on this data)",
     "open": "contains zero for {} (no difference is shown)",
+    "single": "is not known for {} (one seed)",
     "unknown": "has no width for {} (the same difference at every seed: nothing is shown beyond these seeds)",
 }
 

@@ -74,15 +74,20 @@ def table(results: dict[str, Any]) -> RenderableType:
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row a smoothing: name, teacher accuracy, student accuracy, difference to each baseline; intervals below."""
+    """One row a smoothing: name, teacher accuracy, student accuracy, difference to each baseline; intervals below.
+
+    Where one smoothing has run at fewer seeds than another, the name tells how many.
+    """
     pairs = {(pair["smoothing"], pair["baseline"]): pair for pair in results["paired"]}
+    unequal = len({entry["runs"] for entry in results["summary"]}) > 1
     lines = []
     for entry in results["summary"]:
         name = entry["smoothing"]
         students = [run["student_accuracy"] for run in results["runs"] if run["smoothing"] == name]
         teacher = f"{entry['mean']:.2f}{_interval(entry['ci95'])}"
         differences = [_difference(pairs.get((name, baseline))) for baseline in BASELINES]
-        lines.append((name, teacher, f"{np.mean(students):.2f}", *differences))
+        label = f"{name}\nseeds: {entry['runs']}" if unequal else name
+        lines.append((label, teacher, f"{np.mean(students):.2f}", *differences))
     return lines
 
 

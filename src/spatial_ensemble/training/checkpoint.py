@@ -29,13 +29,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; `content` holds every key of KEYS but "format"."""
+    """Write a checkpoint; `content` holds every key of KEYS but "format".
+
+    Raises:
+        OSError: as `write_whole`.
+    """
     content = {"format": FORMAT, **content}
     assert set(content) == KEYS
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            torch.save(content, file)
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # what its writer makes of a full disk
+                raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
             file.flush()
             os.fsync(file.fileno())
 

@@ -17,7 +17,8 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(history[0]) if history else ["step"])
+            names = dict.fromkeys(name for row in history for name in row)  # a metric may set in later than others
+            writer = csv.DictWriter(file, fieldnames=list(names) or ["step"])
             writer.writeheader()
             writer.writerows(history)
 

@@ -100,8 +100,11 @@ def train(
         return _Run(config, out, data, fabric, saved, started).go(progress, on_step)
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> dict[str, Any]:
     """Find whatever `train` would refuse in the configuration or its data, without training.
+
+    Returns:
+        What a checkpoint would keep of the data.
 
     Raises:
         UserError: as `train`.
@@ -109,6 +112,7 @@ def check(config: Config) -> None:
     config, data = _resolve(config, None)
     choose_device(config.device)
     _batches(config, data, _fresh(config, data))
+    return describe(data)
 
 
 def _resolve(config: Config, network: str | None) -> tuple[Config, ImageData]:
@@ -131,14 +135,15 @@ class _Run:
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
         self.method.to(fabric.device)
         self.teacher = build_teacher(config, self.method)
-        self.start, self.history, self.running, self.seconds = 0, list[Row](), dict[str, Tensor](), 0.0
+        self.start, self.history, self.seconds = 0, list[Row](), 0.0
+        self.running: dict[str, tuple[Tensor, int]] = {}  # sum of a metric, and over how many steps
         if saved:
             load_weights(saved, out / CHECKPOINT, self.method, self.teacher)
         self.optimizer = build_optimizer(self.method, config)
         if saved:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.start, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
-            self.running = {name: value.to(fabric.device) for name, value in saved["running"].items()}
+            self.running = {name: (total.to(fabric.device), count) for name, (total, count) in saved["running"].items()}
         self.module, self.stepper = fabric.setup(self.method, self.optimizer)
 
     def go(self, progress: bool, on_step: Callable[[int], None] | None) -> Result:
@@ -187,7 +192,8 @@ class _Run:
                     buffer.copy_(self.mean(buffer))
         self.teacher.update(self.method.student)
         for name, value in {"loss": loss.detach(), **metrics}.items():
-            self.running[name] = self.running[name] + value if name in self.running else value.clone()
+            total, count = self.running.get(name, (torch.zeros_like(value), 0))
+            self.running[name] = total + value, count + 1
 
     def evaluate(self, done: int) -> Row:
         """The next row of the history; the averages begin anew."""
@@ -198,13 +204,13 @@ class _Run:
         return {"step": done, "teacher_accuracy": accuracies[0], "student_accuracy": accuracies[1], **averages}
 
     def averages(self, done: int) -> Row:
-        """Means over all processes and the steps since the last evaluation.
+        """Means over all processes and those steps since the last evaluation that gave the metric.
 
         Raises:
             UserError: the loss is not finite.
         """
         before = int(self.history[-1]["step"]) if self.history else 0
-        averages = {name: self.mean(value).item() / (done - before) for name, value in self.running.items()}
+        averages = {name: self.mean(total).item() / count for name, (total, count) in self.running.items()}
         if not math.isfinite(averages["loss"]):
             raise UserError(
                 f"the loss is not finite between steps {before} and {done}: lower --lr, in another --out (what "
