@@ -1,5 +1,6 @@
 import pickle
 import urllib.error
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torchvision import datasets
 
 from spatial_ensemble.data import datasets as datasets_module
 from spatial_ensemble.data.datasets import NAMES, load
-from spatial_ensemble.data.images import channel_tensor, normalise, statistics
+from spatial_ensemble.data.images import Images, channel_tensor, normalise, statistics
 from spatial_ensemble.errors import UserError
 
 
@@ -190,11 +191,31 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
         load("folder", "~/photos")
 
 
+@pytest.mark.parametrize("name", ["cifar10", "folder"])
+def test_a_home_folder_of_nobody_is_one_clear_error(name):
+    with pytest.raises(UserError, match=r"^--path ~nobody\.at\.all/x: no such home folder: give the whole path$"):
+        load(name, "~nobody.at.all/x")
+
+
 def test_a_file_where_a_published_set_should_be(tmp_path):
     file = tmp_path / "cifar.tar.gz"
     file.touch()
     with pytest.raises(UserError, match=r"cifar\.tar\.gz is a file: --path takes the folder that holds cifar10"):
         load("cifar10", str(file))
+
+
+def test_a_digest_tells_images_and_labels_from_others():
+    data = load("digits")
+    pixels, labels = data.train.images.clone(), data.test.labels.clone()
+    pixels[5, 0, 0, 0] ^= 1
+    labels[3] += 1
+    others = [
+        replace(data, train=Images(pixels, data.train.labels)),
+        replace(data, test=Images(data.test.images, labels)),
+        load("digits", image_size=16),
+    ]
+    assert data.digest == load("digits").digest and len(data.digest) == 32
+    assert len({data.digest, *(other.digest for other in others)}) == 4
 
 
 def test_statistics_are_exact():

@@ -2,6 +2,7 @@ import io
 import logging
 import os
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,35 @@ def test_without_a_test_folder_a_fifth_of_each_class_is_held_out(tmp_path, prefi
     assert not torch.equal(splits[0].test.images, splits[2].test.images)
 
 
+def test_an_image_more_or_less_moves_at_most_one_other_of_its_class(tmp_path):
+    def held_out():
+        data = load("folder", str(tmp_path), skip_broken=True)
+        return [{image.numpy().tobytes() for image in data.test.images[data.test.labels == label]} for label in (0, 1)]
+
+    write(tmp_path, classes(2, 12))
+    before = held_out()
+    more = [{f"{name}/05{i}.png": picture(900 + 9 * i + ord(name)) for name in "ab"} for i in range(5)]
+    broken = [{f"{name}/{i:02}.png": TEXT for name in "ab"} for i in range(5)]
+    for change in (*more, *broken):
+        write(tmp_path, change)
+        after = held_out()
+        for old, new in zip(before, after, strict=True):
+            assert len(old - new) <= 1 and len(new - old) <= 1
+        before = after
+
+
 def test_classes_may_be_named_train_and_test(tmp_path):
     write(tmp_path, {f"{name}/{i}.png": picture(i) for name in ("train", "test", "bus") for i in range(2)})
     assert load("folder", str(tmp_path)).classes == ("bus", "test", "train")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_stray_images_beside_the_class_folders_are_left_out_and_counted(tmp_path, caplog, part):
+    write(tmp_path, {f"{part}/{name}": image for part in ("train", "test") for name, image in classes(2, 2).items()})
+    write(tmp_path / part, {"stray.png": picture(5), "stray.jpg": TEXT, "notes.txt": TEXT})
+    data = load("folder", str(tmp_path))
+    assert data.classes == ("a", "b") and len(data.train) == len(data.test) == 4
+    assert caplog.messages == [f"left out 2 image(s) beside the class folders of {tmp_path / part}"]
 
 
 def test_the_order_is_that_of_the_names_however_the_files_were_written(tmp_path):
@@ -159,6 +186,11 @@ def test_palettes_transparency_and_sixteen_bits(tmp_path):
     assert (decoded(encoded(deep, "PNG"), tmp_path)[..., 0] == np.asarray(grey)).all()
     assert (decoded(encoded(deep, "PNG"), tmp_path, 8)[..., 0] == np.asarray(grey)).all()
 
+    deep = Image.fromarray(np.full((8, 8), 0x1234, np.uint16))
+    deep.putpixel((0, 0), 0x1235)
+    result = decoded(encoded(deep, "PNG", transparency=0x1234), tmp_path)[..., 0]
+    assert result[0, 0] == 0x12 and (result[1:] == 255).all()
+
     bits = grey.convert("1")
     assert (decoded(encoded(bits, "PNG"), tmp_path)[..., 0] == 255 * np.asarray(bits)).all()
 
@@ -193,6 +225,27 @@ def test_images_stand_upright_whatever_their_exif_orientation(tmp_path, kind, or
     options = {"lossless": True} if kind == "WEBP" else {}
     result = decoded(encoded(stored, kind, exif=exif, **options), tmp_path, size)[..., 0]
     assert np.abs(result.astype(int) - np.asarray(upright)).max() < 8
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Tag, type, count and value of each: written by hand, because Pillow writes none that are wrong."""
+    content = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + content + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_odd_exif_data_make_no_image_broken(tmp_path, kind):
+    sideways, options = (0x0112, 3, 1, b"\6"), {"lossless": True} if kind == "WEBP" else {}
+    width, resolution, number = (0x0100, 2, 4, b"odd"), (0x011A, 2, 4, b"odd"), (0x0112, 2, 4, b"odd")
+
+    def read(block):
+        return decoded(encoded(picture(1, 16), kind, exif=block, **options), tmp_path)
+
+    stored = read(b"")
+    for odd in (exif(width, sideways), exif(sideways, resolution), exif(width, sideways, resolution)):
+        assert (read(odd) == np.rot90(stored, -1)).all()
+    for odd in (b"Exif\0\0" + bytes(40), exif(number), b"Exif\0\0II*\0"):
+        assert (read(odd) == stored).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (37, 8), (20, 20)])
@@ -328,6 +381,7 @@ NO_IMAGE = "holds no .png, .jpg, .jpeg, .webp"
             "not one of 2 images can be read; the first: {path}/a/0.png is a broken image",
         ),
         ({"test/a/0.png": picture(0), "test/b/0.png": picture(0)}, "", "{path} has test/ but no train/: images are"),
+        ({"test/a/0.png": picture(0), "test/0.png": picture(0)}, "", "{path} has test/ but no train/: images are"),
         (
             classes(2, 2) | {"b/2.png": picture(0, 9)},
             "",
@@ -337,7 +391,7 @@ NO_IMAGE = "holds no .png, .jpg, .jpeg, .webp"
         (classes(2, 2, size=97), "", "{path}/a/00.png has 97x97 pixels: images that are not square, or larger than 96"),
     ],
 )
-def test_a_folder_that_is_no_data_set_is_one_clear_error(tmp_path, files, at, message):
+def test_a_folder_that_is_no_data_set_is_one_clear_error(tmp_path, caplog, files, at, message):
     for name, content in files.items():
         (tmp_path / name).mkdir() if name.endswith("/") else write(tmp_path, {name: content})
     if "a/0.png" in files and len(files) == 1:
@@ -345,7 +399,7 @@ def test_a_folder_that_is_no_data_set_is_one_clear_error(tmp_path, files, at, me
     with pytest.raises(UserError) as error:
         load("folder", str(tmp_path / at), skip_broken="broken" in message)
     assert str(error.value).startswith(message.format(path=str(tmp_path / at)))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "left out" not in caplog.text
 
 
 @pytest.mark.parametrize(

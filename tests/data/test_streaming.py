@@ -9,6 +9,7 @@ from torch import nn
 
 from spatial_ensemble.data import folder
 from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.images import statistics
 from spatial_ensemble.data.loaders import Batches
 from spatial_ensemble.data.streaming import FileImages, Stream
 from spatial_ensemble.data.views import View, view
@@ -63,7 +64,8 @@ def test_images_in_their_files_are_those_in_memory(tmp_path, monkeypatch, caplog
         assert one.images.shape == other.images.shape and len(one) == len(one.images) == 18
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.images[:], other.images[:])
-        assert torch.equal(one.images[torch.tensor([17, 3, 3])], other.images[torch.tensor([17, 3, 3])])
+        for index in (torch.tensor([17, 3, 3]), torch.tensor([4])):
+            assert torch.equal(one.images[index], other.images[index])
 
 
 def test_images_stay_in_their_files_from_two_gibibytes_on(photos, monkeypatch):
@@ -71,6 +73,28 @@ def test_images_stay_in_their_files_from_two_gibibytes_on(photos, monkeypatch):
     for limit, kind in ((needed, torch.Tensor), (needed - 1, FileImages)):
         monkeypatch.setattr(folder, "LARGEST_IN_MEMORY", limit)
         assert isinstance(load("folder", str(photos), image_size=8).train.images, kind)
+
+
+@pytest.mark.parametrize(("sample", "used"), [(4, [0, 4, 9, 13]), (18, range(18)), (19, range(18))])
+def test_evenly_spaced_images_stand_for_all(photos, monkeypatch, sample, used):
+    monkeypatch.setattr(folder, "SAMPLE", sample)
+    in_memory, streamed = load_both(photos, monkeypatch, image_size=8)
+    assert (streamed.mean, streamed.std) == statistics(in_memory.train.images[list(used)])
+
+
+def test_the_digest_goes_by_class_folders_and_names(photos, tmp_path, monkeypatch):
+    def digest(path):
+        return load_both(path, monkeypatch, image_size=8)[1].digest
+
+    before = digest(photos)
+    photos = photos.rename(tmp_path / "moved")
+    assert digest(photos) == before
+    a, b = photos / "train" / "a", photos / "train" / "b"
+    digests = {before}
+    for old, new in ((a / "0.png", a / "00.png"), (a / "00.png", b / "00.png"), (b / "5.png", a / "5b.png")):
+        old.rename(new)
+        digests.add(digest(photos))
+    assert len(digests) == 4
 
 
 def test_a_split_by_seed_is_the_same_streamed(photos, monkeypatch):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spatial_ensemble.data.selfsupervised import RECIPES
 from spatial_ensemble.data.views import View, view
+from spatial_ensemble.errors import UserError
 
 FIXMATCH = ["plain", "weak", "strong"]
 
@@ -95,8 +96,14 @@ def test_without_flip_nothing_is_mirrored() -> None:
 
 
 def test_an_unknown_view_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown view 'fancy': choose one of plain, weak, strong, crop, byol_1, "):
+    with pytest.raises(UserError, match="unknown view 'fancy': choose one of plain, weak, strong, crop, byol_1, "):
         view("fancy", size=16, flip=True)
+
+
+@pytest.mark.parametrize("name", ["nowhere.view", "torch.nn.nothing", ".dim", "a..b"])
+def test_an_unknown_dotted_path_is_named_with_the_known_views(name: str) -> None:
+    with pytest.raises(UserError, match=f"unknown view '{name}': choose one of plain, weak, .* or the dotted path"):
+        view(name, size=16, flip=True)
 
 
 def test_images_that_do_not_fit_are_refused(made: View, name: str) -> None:

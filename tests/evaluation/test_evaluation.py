@@ -52,6 +52,20 @@ def test_predict_normalises_and_restores_the_mode() -> None:
     np.testing.assert_allclose(outputs.numpy(), features(network, data), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_predict_gives_a_network_images_of_its_own_type(dtype: torch.dtype) -> None:
+    data = images(23)
+    outputs = predict(backbone().to(dtype), data.images, MEAN, STD)
+    assert outputs.dtype == torch.float32
+    np.testing.assert_allclose(outputs.numpy(), features(backbone(), data), rtol=0.05, atol=0.05)
+
+
+def test_predict_of_some_images() -> None:
+    network, data, rows = backbone(), images(23), torch.tensor([5, 22, 5, 0, 7])
+    outputs = predict(network, data.images, MEAN, STD, rows=rows, batch_size=2)
+    torch.testing.assert_close(outputs, predict(network, data.images, MEAN, STD)[rows])
+
+
 def test_predict_restores_the_mode_after_an_error() -> None:
     network = backbone().train()
     with pytest.raises(RuntimeError):
@@ -102,6 +116,14 @@ def test_images_of_unknown_class_are_no_neighbours() -> None:
 
 
 @pytest.mark.parametrize("accuracy_of", [knn_accuracy, linear_accuracy])
+def test_the_backbone_sees_no_image_of_unknown_class(accuracy_of: Callable[..., float]) -> None:
+    network, seen = backbone(), list[int]()
+    network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    accuracy_of(network, with_unknown(images(100)), images(30, seed=1), MEAN, STD)
+    assert sorted(seen) == [30, 100]
+
+
+@pytest.mark.parametrize("accuracy_of", [knn_accuracy, linear_accuracy])
 def test_labels_that_are_all_unknown_are_refused(accuracy_of: Callable[..., float]) -> None:
     train = images(10)
     with pytest.raises(UserError, match="none of the 10 images has a known class"):
@@ -143,3 +165,18 @@ def test_linear_probe_of_fewer_images_than_a_batch(protocol: str) -> None:
     features, labels = separable(30, 0)
     probe = linear_probe(features, labels, 5, PROTOCOLS[protocol], seed=0)
     assert (probe(features).argmax(dim=1) == labels).float().mean() > 0.8
+
+
+MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "autocast": lambda: torch.autocast("cpu")}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_probe_is_the_same_in_every_mode_of_its_caller(mode: str, protocol: str) -> None:
+    network, train, test = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(50)), images(300), images(100, seed=1)
+    expected = linear_accuracy(network, train, test, MEAN, STD, protocol=protocol)
+    weights = linear_probe(*separable(300, 0), 5, PROTOCOLS[protocol], seed=0).state_dict()
+    with MODES[mode]():
+        assert linear_accuracy(network, train, test, MEAN, STD, protocol=protocol) == expected
+        found = linear_probe(*separable(300, 0), 5, PROTOCOLS[protocol], seed=0).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,6 +105,33 @@ def test_the_small_residual_network_is_a_fraction_of_resnet18() -> None:
 def test_vision_transformer_takes_smaller_crops() -> None:
     network = networks.build("vit-mini", channels=3, size=32)
     assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 128)
+
+
+@pytest.mark.parametrize("size", [28, 50, 100, 150])
+def test_vision_transformer_pads_to_whole_patches(size: int) -> None:
+    network = networks.build("vit-mini", channels=3, size=size).eval()
+    images = torch.randn(2, 3, size, size)
+    padding = -size % network.patch_embed.patch_size[0]
+    assert padding
+    with torch.no_grad():
+        assert torch.equal(network(images), network(nn.functional.pad(images, (0, padding, 0, padding))))
+        assert network(images[..., : size // 2, : size // 2]).shape == (2, 128)
+
+
+def test_vision_transformer_of_whole_patches_is_that_of_timm() -> None:
+    sizes = {"img_size": 32, "patch_size": 4, "num_classes": 0, "embed_dim": 128, "depth": 4, "num_heads": 4}
+    built = []
+    for build in (
+        lambda: networks.build("vit-mini", channels=3, size=32),
+        lambda: VisionTransformer(**sizes, dynamic_img_size=True),
+    ):
+        torch.manual_seed(0)
+        built.append(build().eval())
+    one, other = (network.state_dict() for network in built)
+    assert list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+    for side in (32, 16):
+        images = torch.randn(2, 3, side, side)
+        assert torch.equal(*(network(images) for network in built))
 
 
 def test_weights_are_a_function_of_the_global_seed() -> None:

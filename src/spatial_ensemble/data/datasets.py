@@ -36,8 +36,8 @@ def load(
         image_size: side in pixels that images are brought to (short side resized, then the centre cropped);
             None keeps their own, which must then be one square of at most 96 pixels.
         skip_broken: leave out broken images of a folder, and count them, where otherwise the first one is an error.
-        seed: of the split of a folder that has no test/, which is to be the same in training and evaluation. The split
-            of every other set is fixed.
+        seed: of the split by name of a folder that has no test/, which is to be the same in training and evaluation.
+            The split of every other set is fixed.
 
     Returns:
         The training and test images, uint8: in memory, or, if a folder's would take more than 2 GiB, in their files.
@@ -64,10 +64,15 @@ def load(
             raise UserError("--data folder needs --path, the folder that holds train/<class>/ or <class>/")
         from spatial_ensemble.data.folder import load_folder
 
-        return load_folder(Path(path).expanduser(), image_size=image_size, skip_broken=skip_broken, seed=seed)
-    return _published(
-        name, Path(path).expanduser() if path else Path.home() / ".cache" / "spatial-ensemble", image_size
-    )
+        return load_folder(_expanded(path), image_size=image_size, skip_broken=skip_broken, seed=seed)
+    return _published(name, _expanded(path or "~/.cache/spatial-ensemble"), image_size)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--path {path}: no such home folder: give the whole path") from error
 
 
 def _digits(image_size: int | None) -> ImageData:

@@ -9,13 +9,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spatial_ensemble.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LARGEST_OWN_SIZE = 96
+# EXIF orientation -> what makes the image upright
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BrokenImageError(Exception):
@@ -26,7 +36,8 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
     """The pixels of an image file, upright: [H, W, 1] where the file is grey, [H, W, 3] otherwise.
 
     What is transparent becomes white, 16 bits become the upper 8, palettes and CMYK become RGB, and the EXIF
-    orientation is applied.
+    orientation is applied, where it can be read. Grey of 16 bits with an alpha channel counts as colour, because Pillow
+    reads it as RGBA.
 
     Args:
         path: a PNG, JPEG or WebP file, whatever its ending.
@@ -44,8 +55,9 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
             else:
                 # A JPEG is decoded at a fraction of its size where twice the wanted size remains: many times faster.
                 image.draft(None, (2 * size, 2 * size))
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = _flatten(image)
+            image.load()
+            turn = _turn(image)
+            pixels = _flatten(image if turn is None else image.transpose(turn))
             if size is not None and pixels.size != (size, size):
                 pixels = ImageOps.fit(pixels, (size, size))
             return np.atleast_3d(np.array(pixels))  # a copy: torch warns of Pillow's read-only memory
@@ -106,10 +118,19 @@ def _check_own_size(path: str | Path, width: int, height: int) -> None:
         )
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright, if anything."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises all sorts on damaged EXIF data, which say nothing against the pixels
+        return None
+
+
 def _flatten(image: Image.Image) -> Image.Image:
     """The image in mode L (grey) or RGB, on white where it is transparent."""
     if image.mode.startswith("I"):  # 16 bits a pixel
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        deep = np.asarray(image)
+        return Image.fromarray(np.where(deep == image.info.get("transparency"), 255, deep >> 8).astype(np.uint8))
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

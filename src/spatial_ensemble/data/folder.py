@@ -13,9 +13,10 @@ from torch import Tensor
 
 from spatial_ensemble.data.decode import SUFFIXES, BrokenImageError, broken_message, cores, decode_many
 from spatial_ensemble.data.images import ImageData, Images, Pixels, statistics
-from spatial_ensemble.data.splits import draw_per_class, without
+from spatial_ensemble.data.splits import without
 from spatial_ensemble.data.streaming import FileImages
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.smoothing.draw import derive_seed
 
 TEST_PART = 0.2
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes
@@ -39,8 +40,9 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
     """Read a folder of images; see `load`.
 
     The layout is path/train/<class>/ and path/test/<class>/ (or path/val/<class>/ where there is no test/). Without
-    those two, a fifth of each class, at least one image, drawn by seed, is held out as the test set. Files are taken
-    in the order of their names; hidden ones and those of other endings are left alone.
+    those two, a fifth of each class, at least one image, is held out as the test set: drawn by seed and file name, so
+    that images added or removed move at most as many others. Files are taken in the order of their names; hidden ones
+    and those of other endings are left alone.
 
     Images of more than 2 GiB decoded stay in their files, and are decoded when they are needed. Of them 2,048 training
     images, evenly spaced, tell whether all are grey, and the mean and deviation. A broken one is an error when it is
@@ -67,14 +69,16 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
         log.warning("%d images take %.1f GiB decoded: they are read from their files as needed", len(files), gigabytes)
         kept = _whole(files, image_size) if skip_broken else torch.arange(len(files))
     labels = torch.tensor(places)[kept]
-    parts = _parts(labels, kept < len(listing.files), listing, test_root, seed)
+    parts = _parts(labels, kept, listing, test_root, seed)
     pixels: Sequence[Pixels]
     if in_memory:
         pixels = [images[part] for part in parts]
         mean, std = statistics(images[parts[0]])
     else:
         names = [[files[number] for number in kept[part].tolist()] for part in parts]
-        sample, _ = decode_files(names[0][:: -(-len(names[0]) // SAMPLE)], image_size, skip_broken=False)
+        count = min(len(names[0]), SAMPLE)
+        spaced = [names[0][number * len(names[0]) // count] for number in range(count)]
+        sample, _ = decode_files(spaced, image_size, skip_broken=False)
         pixels = [FileImages(some, sample.shape[1], size, resize=image_size is not None) for some in names]
         mean, std = statistics(sample)
     train, test = (Images(some, labels[part]) for some, part in zip(pixels, parts, strict=True))
@@ -87,13 +91,17 @@ def _layout(path: Path) -> tuple[Path, Path | None]:
         raise UserError(f"no such path: {path}")
     if not path.is_dir():
         raise UserError(f"{path} is a file: --path takes a folder, where {LAYOUT}")
-    # A train/ that itself holds images is a class by the name of "train".
     train, tests = path / "train", [path / name for name in ("test", "val") if (path / name).is_dir()]
-    if train.is_dir() and not _entries(train, folders=False):
+    if train.is_dir() and not _is_class(train):
         return train, tests[0] if tests else None
-    if tests and not train.exists() and not _entries(tests[0], folders=False):
+    if tests and not train.exists() and not _is_class(tests[0]):
         raise UserError(f"{path} has {tests[0].name}/ but no train/: {LAYOUT}")
     return path, None
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether a train/ or test/ is a class of that name: it holds images and no folders."""
+    return bool(_entries(folder, folders=False)) and not _entries(folder, folders=True)
 
 
 def list_images(root: Path) -> Listing:
@@ -114,6 +122,8 @@ def list_images(root: Path) -> Listing:
             raise UserError(f"class {Path(folder).name!r} has no image: {folder} holds no {', '.join(SUFFIXES)}")
         files += found
         labels += [label] * len(found)
+    if stray := _entries(root, folders=False):
+        log.warning("left out %d image(s) beside the class folders of %s", len(stray), root)
     return Listing(root, tuple(Path(folder).name for folder in classes), files, labels)
 
 
@@ -197,10 +207,14 @@ def _own_size(files: Sequence[str]) -> int:
     return next(sizes, 1)
 
 
-def _parts(
-    labels: Tensor, in_train: Tensor, listing: Listing, test_root: Path | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """The indices of the training and of the test images; `in_train`, bool [N]: which lie in the training folder."""
+def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | None, seed: int) -> tuple[Tensor, Tensor]:
+    """The indices of the training and of the test images.
+
+    Args:
+        labels: int64 [N], of the images that are not broken.
+        kept: int64 [N], which files they are: first those of `listing`, then those of the test folder.
+    """
+    in_train = kept < len(listing.files)
     counts = torch.bincount(labels[in_train], minlength=len(listing.classes)).tolist()
     name = listing.classes[counts.index(min(counts))]
     if min(counts) == 0:
@@ -214,5 +228,11 @@ def _parts(
             f"class {name!r} has only one image in {listing.root / name}: a training and a test image are needed "
             "(or give train/ and test/)"
         )
-    test = draw_per_class(labels, [max(1, round(TEST_PART * count)) for count in counts], seed, "test split")
+    named = [(listing.classes[listing.labels[number]], Path(listing.files[number]).name) for number in kept.tolist()]
+    draws = torch.tensor([derive_seed(seed, "test split", *names) for names in named])
+    chosen = []
+    for label, count in enumerate(counts):
+        members = torch.nonzero(labels == label).flatten()
+        chosen.append(members[draws[members].argsort()[: max(1, round(TEST_PART * count))]])
+    test = torch.cat(chosen).sort().values
     return without(len(labels), test), test

@@ -1,7 +1,9 @@
 """What a data set is once it is read: images as uint8, labels, and how to normalise them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 from spatial_ensemble.errors import UserError
 
 
-class Pixels(Protocol):
-    """What a uint8 tensor [N, C, H, W] and images that stay in their files have in common."""
+class Files(Protocol):
+    """Images that stay in their files, indexed like the uint8 tensor [N, C, H, W] that they would be in memory."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -19,6 +21,11 @@ class Pixels(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: slice | Tensor, /) -> Tensor: ...
+
+    def names(self) -> bytes: ...
+
+
+Pixels = Tensor | Files
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,18 @@ class ImageData:
     @property
     def size(self) -> int:
         return int(self.train.images.shape[-1])
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells these images and labels from any others: 32 hexadecimal digits.
+
+        Of images that stay in their files, class folder and file name stand for the pixels, which take long to read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for labels, images in ((part.labels, part.images) for part in (self.train, self.test)):
+            digest.update(labels.numpy().data)
+            digest.update(images.contiguous().numpy().data if isinstance(images, Tensor) else images.names())
+        return digest.hexdigest()
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -40,9 +40,13 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def names(self) -> bytes:
+        """The class folder and name of each file, which stay where the whole data set is moved."""
+        return b"\0".join(b"/".join(file.rsplit(os.fsencode(os.sep), 2)[-2:]) for file in self.files)
+
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         """Decode some: uint8 [n, C, S, S]. UserError: one is broken, of another size, or coloured among grey ones."""
-        files = [os.fsdecode(file) for file in self.files[index]]
+        files = [os.fsdecode(file) for file in self.files[index if isinstance(index, slice) else index.numpy()]]
         images = torch.empty(len(files), *self.shape[1:], dtype=torch.uint8)
         threads = 1 if get_worker_info() else cores()
         results = decode_many(files, self.shape[3] if self.resize else None, threads)

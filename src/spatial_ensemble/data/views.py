@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spatial_ensemble.data import augment, selfsupervised
 from spatial_ensemble.data.ops_common import check_images
+from spatial_ensemble.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,14 @@ def view(name: str, *, size: int, flip: bool) -> View:
         size], the others float32 in [0, 1].
 
     Raises:
-        ValueError: for an unknown name, and when called with images of another size or type.
+        UserError: for an unknown name.
+        ValueError: when called with images of another size or type.
 
     Example:
         >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         >>> view("strong", size=32, flip=True)(images, torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 32, 32])
     """
-    if "." in name:
-        own: View = pkgutil.resolve_name(name)(size=size, flip=flip)
-        return own
     views: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
         "plain": (lambda images, uniforms: images, 0),
         "weak": (partial(augment.weak, flip=flip), augment.WEAK_DRAWS),
@@ -66,7 +65,14 @@ def view(name: str, *, size: int, flip: bool) -> View:
         recipe, side = selfsupervised.recipe(known, size), selfsupervised.output_size(known, size)
         views[known] = (partial(selfsupervised.distort, recipe=recipe, size=side, flip=flip), selfsupervised.DRAWS)
     if name not in views:
-        raise ValueError(f"unknown view {name!r}: choose one of {', '.join(views)}")
+        unknown = f"unknown view {name!r}: choose one of {', '.join(views)}, or the dotted path of yours"
+        if "." not in name:
+            raise UserError(unknown)
+        try:
+            own: Callable[..., View] = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{unknown} ({error})") from error
+        return own(size=size, flip=flip)
     function, draws = views[name]
 
     def checked(images: Tensor, uniforms: Tensor) -> Tensor:

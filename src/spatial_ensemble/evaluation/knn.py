@@ -71,8 +71,9 @@ def knn_accuracy(
     Raises:
         UserError: no training image has a known label.
     """
-    known = train.known()
-    features, bank = (predict(backbone, images.images, mean, std) for images in (test, train))
-    known, labels, answers = (tensor.to(bank.device) for tensor in (known, train.labels, test.labels))
-    predictions = knn_predict(features, bank[known], labels[known], k=k, temperature=temperature)
+    known = train.known().nonzero().flatten()
+    bank = predict(backbone, train.images, mean, std, rows=known)
+    features = predict(backbone, test.images, mean, std)
+    labels, answers = (tensor.to(bank.device) for tensor in (train.labels[known], test.labels))
+    predictions = knn_predict(features, bank, labels, k=k, temperature=temperature)
     return 100 * (predictions == answers).float().mean().item()

@@ -47,22 +47,24 @@ def linear_probe(
         A module from features [B, D] to logits [B, classes], in eval mode.
     """
     batch_size = min(batch_size, len(features))
-    # Without torch's own initial values, which would move its global generator.
-    linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
-    nn.init.normal_(linear.weight, std=0.01, generator=generator(seed, "linear probe"))
-    nn.init.zeros_(linear.bias)
-    probe = nn.Sequential(linear, nn.BatchNorm1d(classes)) if protocol.norm else nn.Sequential(linear)
-    probe.to(features.device)
     peak, steps = protocol.lr * batch_size / 256, len(features) // batch_size
-    optimizer = torch.optim.SGD(probe.parameters(), lr=peak, momentum=0.9)
-    for epoch in range(protocol.epochs):
-        order = torch.randperm(len(features), generator=generator(seed, "linear probe", epoch)).to(features.device)
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = peak * (1 + cos(pi * (epoch + step / steps) / protocol.epochs)) / 2
-            batch = order[step * batch_size : (step + 1) * batch_size]
-            optimizer.zero_grad()
-            F.cross_entropy(probe(features[batch]), labels[batch]).backward()
-            optimizer.step()
+    # The same in whatever mode the caller evaluates; autocast would keep its first copy of the weights for all steps.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+        # Without torch's own initial values, which would move its global generator.
+        linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
+        nn.init.normal_(linear.weight, std=0.01, generator=generator(seed, "linear probe"))
+        nn.init.zeros_(linear.bias)
+        probe = nn.Sequential(linear, nn.BatchNorm1d(classes)) if protocol.norm else nn.Sequential(linear)
+        probe.to(features.device)
+        optimizer = torch.optim.SGD(probe.parameters(), lr=peak, momentum=0.9)
+        for epoch in range(protocol.epochs):
+            order = torch.randperm(len(features), generator=generator(seed, "linear probe", epoch)).to(features.device)
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = peak * (1 + cos(pi * (epoch + step / steps) / protocol.epochs)) / 2
+                batch = order[step * batch_size : (step + 1) * batch_size]
+                optimizer.zero_grad()
+                F.cross_entropy(probe(features[batch]), labels[batch]).backward()
+                optimizer.step()
     return probe.eval()
 
 
@@ -92,11 +94,12 @@ def linear_accuracy(
     Raises:
         UserError: no training image has a known label.
     """
-    known = train.known()
-    features = predict(backbone, train.images, mean, std)
-    features, labels = features[known.to(features.device)], train.labels[known].to(features.device)
+    known = train.known().nonzero().flatten()
+    features = predict(backbone, train.images, mean, std, rows=known)
+    labels, answers = (tensor.to(features.device) for tensor in (train.labels[known], test.labels))
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     probe = linear_probe(features, labels, classes, PROTOCOLS[protocol], seed=seed)
-    with torch.no_grad():
-        predictions: Tensor = probe(predict(backbone, test.images, mean, std)).argmax(dim=1)
-    return 100 * (predictions == test.labels.to(features.device)).float().mean().item()
+    features = predict(backbone, test.images, mean, std)
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        predictions: Tensor = probe(features).argmax(dim=1)
+    return 100 * (predictions == answers).float().mean().item()

@@ -10,31 +10,39 @@ from spatial_ensemble.data.images import Pixels, channel_tensor, normalise
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, images: Pixels, mean: Sequence[float], std: Sequence[float], *, batch_size: int = 500
+    network: nn.Module,
+    images: Pixels,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    rows: Tensor | None = None,
+    batch_size: int = 500,
 ) -> Tensor:
     """A network's outputs in eval mode; its mode is as before afterwards.
 
     Args:
-        network: images [B, C, H, W] to outputs [B, K].
+        network: images [B, C, H, W], in the type of its first floating-point parameter, to outputs [B, K].
         images: uint8 [N, C, H, W].
         mean, std: of each channel of the training images, in units of the full range.
+        rows: which of the images, int64 [M]; None: all N.
         batch_size: images at a time.
 
     Returns:
-        float32 [N, K], on the network's device.
+        float32 [M, K], on the network's device.
 
     Example:
         >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
         >>> predict(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), images, [0.5], [0.5]).shape
         torch.Size([3, 10])
     """
-    device = next(network.parameters()).device
-    shift, scale = (channel_tensor(values, device) for values in (mean, std))
+    like = next(parameter for parameter in network.parameters() if parameter.is_floating_point())
+    shift, scale = (channel_tensor(values, like.device) for values in (mean, std))
+    rows = torch.arange(len(images)) if rows is None else rows.cpu()
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        chunks = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        return torch.cat([network(normalise(chunk.to(device), shift, scale)).float() for chunk in chunks])
+        chunks = (images[some].to(like.device) for some in rows.split(batch_size))
+        return torch.cat([network(normalise(chunk, shift, scale).to(like.dtype)).float() for chunk in chunks])
     finally:
         for module, training in modes:
             module.training = training

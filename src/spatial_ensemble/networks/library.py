@@ -46,20 +46,23 @@ def resnet_small(*, channels: int, size: int) -> nn.Module:
 
 
 def vit(dim: int, depth: int, heads: int, *, channels: int, size: int) -> nn.Module:
-    """timm's vision transformer, with patches of 16 pixels from 128 pixels up, and 8 x 8 patches in smaller images.
+    """timm's vision transformer, with patches of 16 pixels from 128 pixels up, and of an eighth of the side below.
 
-    It takes images of other sizes too (DINO's local crops) by interpolating its position embedding.
+    Images that are no whole number of patches are padded with zeros at their right and lower edges. It takes images of
+    other sizes too (DINO's local crops) by interpolating its position embedding.
     """
     from timm.models.vision_transformer import VisionTransformer
 
+    patch = 16 if size >= 128 else max(1, size // 8)
     network: nn.Module = VisionTransformer(
-        img_size=size,
-        patch_size=16 if size >= 128 else max(1, size // 8),
+        img_size=-(-size // patch) * patch,  # as padded, or a position embedding too small would be interpolated
+        patch_size=patch,
         in_chans=channels,
         num_classes=0,
         embed_dim=dim,
         depth=depth,
         num_heads=heads,
         dynamic_img_size=True,
+        dynamic_img_pad=True,
     )
     return network

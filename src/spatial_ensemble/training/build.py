@@ -92,7 +92,7 @@ def build_teacher(config: Config, method: Method) -> Teacher:
 
 
 def describe(data: ImageData) -> dict[str, Any]:
-    """What a checkpoint keeps of its data: enough to build the network again and to feed it."""
+    """What a checkpoint keeps of its data: enough to build the network again, to feed it, and to know them again."""
     return {
         "name": data.name,
         "classes": list(data.classes),
@@ -100,6 +100,7 @@ def describe(data: ImageData) -> dict[str, Any]:
         "size": data.size,
         "mean": list(data.mean),
         "std": list(data.std),
+        "digest": data.digest,
     }
 
 
