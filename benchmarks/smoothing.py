@@ -88,7 +88,7 @@ def ways(student: nn.Module) -> dict[str, Way]:
         "reading both flat tensors, no more": lambda: torch.dot(flat_teacher, flat_student),
         "torch._foreach_lerp_ on lists made once, nothing checked": unchecked(student),
         "ours, TMA": lambda: averaged.update(student),
-        "of it, the look whether both networks are as they were": partial(averaged._plan.holds, student, 0),
+        "of it, the look whether both networks are as they were": partial(averaged._plan.holds, student, 0, False),
         "ours, TMA, on_nonfinite='skip'": ours(Smoothing(MOMENTUM), on_nonfinite="skip"),
     }
     found |= {f"ours, STS, {unit}": ours(Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit) for unit in UNITS}

@@ -284,7 +284,7 @@ def main() -> None:
     random.seed(SEED)
     torch.manual_seed(SEED)
     data, rows, limits = pictures(), [], []
-    with torch.backends.cudnn.flags(benchmark=False, deterministic=True):  # as train has it
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):  # as train has it
         for method, what in (("fixmatch", "FixMatch, WRN-28-2"), ("byol", "BYOL, ResNet-18 with the CIFAR stem")):
             images = BATCH[method] * (1 + RATIO if method == "fixmatch" else 1)
             steps = ways(method, data)

@@ -27,15 +27,18 @@ def test_ramp_up() -> None:
     assert values == sorted(values)
 
 
+@pytest.mark.parametrize("case", ["mean_teacher", "mean_teacher batch"])
 @pytest.mark.parametrize(("step", "factor"), [(0, np.exp(-5)), (2, np.exp(-5 * 0.6**2)), (5, 1.0), (50, 1.0)])
-def test_whole_loss(step: int, factor: float) -> None:
-    method, teacher = build("mean_teacher")
+def test_whole_loss(step: int, factor: float, case: str) -> None:
+    method, teacher = build(case)
     batch = make_batch(method, step)
     student = copy.deepcopy(method.student)
     probabilities = softmax(student(batch.labelled[0]).detach().numpy())
     supervised = -np.mean([np.log(probabilities[i, label]) for i, label in enumerate(batch.labels.tolist())])
     answers = softmax(student(batch.unlabelled[0]).detach().numpy())
-    consistency = np.mean((answers - softmax(teacher(batch.unlabelled[1]).numpy())) ** 2)
+    twin = copy.deepcopy(teacher.module).train(case == "mean_teacher batch")
+    with torch.no_grad():
+        consistency = np.mean((answers - softmax(twin(batch.unlabelled[1]).numpy())) ** 2)
     loss, metrics = method(batch, teacher)
     assert loss.item() == pytest.approx(supervised + 50 * factor * consistency, rel=1e-4)
     assert metrics["loss_labelled"].item() == pytest.approx(supervised, rel=1e-4)

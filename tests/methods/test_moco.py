@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from tiny import CLASSES, SIZE, build, make_batch
 from torch import Tensor, nn
@@ -155,9 +154,14 @@ def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
         make(**options)
 
 
-def test_keys_are_gathered_in_a_process_group(process_group: None) -> None:
-    method = make(queue_size=6)
-    keys = unit(2, 4, 0)
-    assert dist.is_initialized()
-    method.enqueue(keys)
-    assert torch.equal(method.queue[:2], keys)
+def test_statistics_of_groups_move_the_teachers_as_far_as_one_batch_does() -> None:
+    moved = {}
+    for groups in (1, 2):
+        method = make(teacher_norm="batch", shuffle_groups=groups, queue_size=8)
+        teacher = Teacher(method.student, temporal_moving_average(0.9))
+        norm = next(module for module in teacher.module.modules() if isinstance(module, nn.BatchNorm2d))
+        norm.running_mean.fill_(100.0)  # so far away that it hardly matters which images are in a group
+        method(make_batch(method), teacher)
+        moved[groups] = 100 - norm.running_mean.mean().item()
+        assert norm.momentum == nn.BatchNorm2d(1).momentum
+    assert moved[2] == pytest.approx(moved[1], rel=0.02)

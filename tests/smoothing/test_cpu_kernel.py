@@ -136,7 +136,7 @@ for unit_size in (size, 8000, 20, 1):
     place = Place((1, 2), unit_size, size // unit_size, size, size, 0)
     for name in ("cpu", "plain"):
         with mock.patch.object(kernels, "_cpu", kernels._cpu if name == "cpu" else lambda: None):
-            smoother = kernels.Smoother([t], [s], [place])
+            smoother = kernels.Smoother([(t, s, place)])
             smoother.run(0, 1, 0.1)
             Path("/proc/self/clear_refs").write_text("5")
             before = kilobytes("VmRSS")
@@ -156,7 +156,7 @@ from spatial_ensemble.smoothing import kernels
 from spatial_ensemble.smoothing.draw import Place
 torch.set_num_threads(2)
 t, s = torch.zeros(10**6), torch.ones(10**6)
-smoother = kernels.Smoother([t], [s], [Place(None, 1, 10**6, 10**6, 10**6, 0)])
+smoother = kernels.Smoother([(t, s, Place(None, 1, 10**6, 10**6, 10**6, 0))])
 smoother.run(0, 0, 0.5)
 child = os.fork()
 if child == 0:

@@ -34,6 +34,16 @@ def test_ages_agree_with_what_moved():
     assert fraction_replaced(teacher) == moved / sum(count.numel() for count in counts.values())
 
 
+def test_the_fraction_replaced_is_that_of_the_last_update_that_acted():
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.0), update_every=3)
+    found = []
+    for _ in range(7):
+        teacher.update(net)
+        found.append(fraction_replaced(teacher))
+    assert found == [0, 0, 1, 1, 1, 1, 1]
+
+
 def test_ages_follow_the_geometric_law():
     net = nn.Linear(300, 300)
     teacher = Teacher(net, spatial_ensemble(0.7), unit="element")

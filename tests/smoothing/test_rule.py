@@ -4,9 +4,12 @@ import math
 import pickle
 
 import pytest
+import torch
+from students import assert_equal, student, tensors, walk
 
 from spatial_ensemble import (
     Smoothing,
+    Teacher,
     constant,
     cosine,
     linear,
@@ -43,6 +46,42 @@ def test_matched_has_the_same_expected_update_rate_at_every_step():
         momentum, preserve_prob = smoothing.at(step)
         matched, zero = smoothing.matched().at(step)
         assert zero == 0 and 1 - matched == pytest.approx((1 - preserve_prob) * (1 - momentum), abs=1e-15)
+
+
+def test_matched_is_the_moving_average_whose_buffers_move_as_fast_as_before():
+    smoothing = spatial_temporal_smoothing(0.9, 0.5)
+    plain = temporal_moving_average(0.95)
+    net = student()
+    teachers = [Teacher(net, rule) for rule in (smoothing, smoothing.matched(), plain)]
+    for step in range(5):
+        walk(net, step)
+        for teacher in teachers:
+            teacher.update(net)
+    both, matched, average = (tensors(teacher.module) for teacher in teachers)
+    for name in both:
+        expected = both if name.startswith("bn.running") else average
+        torch.testing.assert_close(matched[name], expected[name], rtol=1e-6, atol=1e-7)
+    assert smoothing.matched().matched() == smoothing.matched()
+
+
+def test_buffers_may_have_a_schedule_of_their_own():
+    net = student()
+    teacher = Teacher(net, Smoothing(0.5, buffer_momentum=linear(0.0, 2.0, steps=2)))
+    start = tensors(net)
+    walk(net, 0)
+    teacher.update(net)
+    assert torch.equal(teacher.module.bn.running_mean, net.bn.running_mean)
+    walk(net, 1)
+    teacher.update(net)
+    assert not torch.equal(teacher.module.bn.running_mean, net.bn.running_mean)
+    before = tensors(teacher.module)
+    with pytest.raises(ValueError, match=r"buffer_momentum must be a number in \[0, 1\], got 2\.0 at step 2"):
+        teacher.update(net)
+    assert_equal(tensors(teacher.module), before)
+    teacher.smoothing = Smoothing(0.0)  # and what follows the momentum again
+    teacher.update(net)
+    assert torch.equal(teacher.module.bn.running_mean, net.bn.running_mean)
+    assert not torch.equal(teacher.module.bn.running_mean, start["bn.running_mean"])
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_bad_momentum_is_found_under_a_schedule_too():
         ("tma", Smoothing(0.9, 0.0)),
         ("se", Smoothing(0.0, 0.75)),
         ("sts", Smoothing(0.9, 0.75)),
-        ("tma-matched", Smoothing(1 - 0.25 * (1 - 0.9), 0.0)),
+        ("tma-matched", Smoothing(1 - 0.25 * (1 - 0.9), 0.0, buffer_momentum=0.9)),
     ],
 )
 def test_all_smoothings_come_from_one_momentum_and_preserve_prob(smoothing, expected):

@@ -245,6 +245,14 @@ def test_a_metric_is_averaged_over_the_steps_that_gave_it(tmp_path):
     assert "late" not in rows[0] and rows[1]["late"] == 6.0  # of steps 5, 6 and 7
 
 
+def test_training_keeps_cudnn_on_and_makes_it_deterministic(tmp_path):
+    seen = []
+    flags = torch.backends.cudnn
+    config = replace(SHORT, steps=1)
+    train(config, tmp_path / "run", progress=False, on_step=lambda _: seen.append((flags.enabled, flags.deterministic)))
+    assert seen == [(True, True)]
+
+
 def test_check_finds_what_train_would_refuse(tmp_path):
     check(SHORT)
     with pytest.raises(UserError, match="25 labels cannot be shared out evenly"):

@@ -49,8 +49,8 @@ RECIPES = {
 def recipe(name: str, size: int) -> Recipe:
     """The recipe of that view for images of that size.
 
-    Up to 32 x 32 pixels nothing is blurred and MoCo crops from 0.08 on, as in solo-learn's recipes for CIFAR and in
-    MoCo's own CIFAR notebook.
+    Up to 32 x 32 pixels nothing is blurred, as in solo-learn's BYOL and DINO on CIFAR and in MoCo's own CIFAR notebook,
+    and MoCo crops from 0.08 on, as in the latter.
     """
     known = RECIPES[name]
     if size > SMALL:

@@ -47,16 +47,23 @@ def one_of(name: str, value: Choice, choices: object) -> Choice:
     return value
 
 
-def targets(teacher: Teacher, x: Tensor, norm: TeacherNorm) -> Tensor:
+def targets(teacher: Teacher, x: Tensor, norm: TeacherNorm, groups: int = 1) -> Tensor:
     """The teacher's outputs, its BatchNorm using its smoothed running statistics, or those of the batch x.
 
-    In the second case the teacher passes x in train mode, which moves its running statistics too.
+    In the second case the teacher passes x in train mode, which moves its running statistics too: as far as one pass
+    does, also where x is split into `groups`, each with statistics of its own.
     """
     if norm == "running":
         outputs: Tensor = teacher(x)
         return outputs
+    modules = teacher.module.modules() if groups > 1 else ()
+    norms = [(module, module.momentum) for module in modules if isinstance(module, _BatchNorm) and module.momentum]
     teacher.module.train()
-    outputs = teacher(x)
+    for module, momentum in norms:
+        module.momentum = 1 - (1 - momentum) ** (1 / groups)
+    outputs = torch.cat([teacher(group) for group in x.tensor_split(groups)])
+    for module, momentum in norms:
+        module.momentum = momentum
     teacher.module.eval()
     return outputs
 
@@ -114,6 +121,9 @@ class Method(nn.Module, ABC):
         Returns:
             The loss to minimise, a scalar, and detached scalars to log.
         """
+
+    def before_optimizer_step(self, step: int) -> None:
+        """Called with the number of the step, counted from 0, once its gradients are there; does nothing by default."""
 
     def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
         """Refuse, before training starts, what this method cannot learn from; a subclass adds its own conditions.

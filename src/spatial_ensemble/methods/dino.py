@@ -56,12 +56,9 @@ class DINOHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
-        """Features [B, inputs] to logits [B, outputs]; `frozen` gives the last layer a gradient of zero."""
-        weight = self.last.weight
-        if frozen:  # no gradient at all would stop DistributedDataParallel
-            weight = torch.lerp(weight.detach(), weight, 0.0)
-        return F.linear(F.normalize(self.layers(x), dim=1), F.normalize(weight, dim=1))
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, inputs] to logits [B, outputs]."""
+        return F.linear(F.normalize(self.layers(x), dim=1), F.normalize(self.last.weight, dim=1))
 
 
 class DINO(Method):
@@ -146,7 +143,7 @@ class DINO(Method):
         features = self.student.backbone(global_crops)
         if local_crops:  # another size of image, hence another pass
             features = torch.cat([features, self.student.backbone(torch.cat(local_crops))])
-        logits = self.student.head(features, frozen=batch.step < self.freeze_last_layer_steps)
+        logits = self.student.head(features).float()
         temperature = self.teacher_temperature(batch.step)
         probabilities = ((teacher_logits - self.centre) / temperature).softmax(dim=1)
         loss = cross_view_loss(
@@ -156,6 +153,12 @@ class DINO(Method):
         self.update_centre(teacher_logits)
         entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1).mean()
         return loss, {"teacher_entropy": entropy}
+
+    def before_optimizer_step(self, step: int) -> None:
+        """Freeze the last layer in the first steps: without a gradient, no optimizer moves or decays it."""
+        if step < self.freeze_last_layer_steps:
+            assert isinstance(self.student.head, DINOHead)
+            self.student.head.last.weight.grad = None
 
     @torch.no_grad()
     def update_centre(self, teacher_logits: Tensor) -> None:

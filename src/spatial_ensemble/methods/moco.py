@@ -53,7 +53,8 @@ class MoCo(Method):
         symmetric: let each view be the query in turn; a step then adds two keys of every image.
         teacher_norm: what the teacher's BatchNorm uses: its smoothed statistics ("running"), or those of the batch
             ("batch"), with the images shuffled and split into `shuffle_groups`.
-        shuffle_groups: groups of images normalised apart with teacher_norm=batch; without effect otherwise.
+        shuffle_groups: groups of keys normalised apart with teacher_norm=batch; without effect otherwise. Queries are
+            normalised together.
     """
 
     unlabelled_views = ("moco", "moco")
@@ -119,8 +120,7 @@ class MoCo(Method):
         if self.teacher_norm == "running":
             return targets(teacher, images, "running")
         order = torch.randperm(len(images), generator=generator(0, "moco shuffle", step, number)).to(images.device)
-        groups = images[order].tensor_split(self.shuffle_groups)
-        return torch.cat([targets(teacher, group, "batch") for group in groups])[order.argsort()]
+        return targets(teacher, images[order], "batch", self.shuffle_groups)[order.argsort()]
 
     def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
         super().check(batch_size=batch_size, processes=processes, num_classes=num_classes, labelled=labelled, size=size)

@@ -33,7 +33,7 @@ def ages(teacher: Teacher) -> dict[str, Tensor]:
 
 
 def fraction_replaced(teacher: Teacher) -> float:
-    """The share of all weights under the mask that moved at the last update; 1 - p on average.
+    """The share of all weights under the mask that moved at the last update that acted; 1 - p on average.
 
     Example:
         >>> from spatial_ensemble import Teacher, spatial_ensemble
@@ -44,10 +44,11 @@ def fraction_replaced(teacher: Teacher) -> float:
         1.0
     """
     places = teacher.places()
+    since = teacher.step % teacher.update_every  # updates that did not act
     moved = total = 0
     for name, age in ages(teacher).items():
         where = places[name]
-        moved += int((age == 0).sum()) * where.unit_size if teacher.step else 0
+        moved += int((age == since).sum()) * where.unit_size if teacher.step > since else 0
         total += where.units * where.unit_size
     return moved / total if total else 0.0
 

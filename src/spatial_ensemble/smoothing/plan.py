@@ -23,6 +23,7 @@ class Plan:
         place_of: where a pair's draws lie, None for one that is only copied.
         seed: of these draws.
         frozen: whether parameters that need no gradient are copied once, and then left.
+        buffers_apart: whether averaged buffers have a momentum of their own.
 
     Attributes:
         moving: the pairs that the rule moves, and where their draws lie.
@@ -36,6 +37,7 @@ class Plan:
         place_of: Callable[[Pair], Place | None],
         seed: int,
         frozen: bool = True,
+        buffers_apart: bool = False,
     ):
         self._student = weakref.ref(student, partial(_release, weakref.ref(self)))
         self.seed = seed
@@ -55,41 +57,46 @@ class Plan:
         self._taken = [pair for pair, _ in self.moving] + [pair for pair in copied if pair.student.is_floating_point()]
         self._sharded = any(is_sharded(pair.teacher) for pair in pairs)
         self._parts: list[Tensor] = []
-        self._smoother: Smoother | None = None
+        self._buffers_apart = buffers_apart
+        self._smoothers: list[Smoother] = []  # one for all, or one for what draws preserve and one for the rest
 
-    def holds(self, student: nn.Module, seed: int) -> bool:
+    def holds(self, student: nn.Module, seed: int, buffers_apart: bool) -> bool:
         """Whether this is the student of the plan, with the same tensors, of which the same are trained."""
         return (
             self._student() is student
             and self.seed == seed
+            and self._buffers_apart == buffers_apart
             and self._pairing.holds()
             and [parameter.requires_grad for parameter in self._parameters] == self._trained
-            and (self._smoother is None or self._smoother.holds())
+            and all(smoother.holds() for smoother in self._smoothers)
         )
 
-    def run(self, step: int, momentum: float, preserve_prob: float, copy_buffers: bool) -> None:
-        self._current().run(step, threshold(preserve_prob), 1 - momentum)
+    def run(self, step: int, momentum: float, preserve_prob: float, buffer_momentum: float, copy_buffers: bool) -> None:
+        for smoother, own in zip(self._current(), (momentum, buffer_momentum), strict=False):
+            smoother.run(step, threshold(preserve_prob), 1 - own)
         if copy_buffers and self._copied[0]:
             torch._foreach_copy_(*self._copied)
         for pair in self._frozen:
             local(pair.teacher).copy_(local(pair.student))
         self._frozen = []
 
-    def _current(self) -> Smoother:
-        """The smoother of this rank's tensors."""
-        if self._smoother is None or self._sharded:
-            teachers = [local(pair.teacher) for pair, _ in self.moving]
-            students = [local(pair.student) for pair, _ in self.moving]
-            parts = [*teachers, *students]
-            if self._smoother is None or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
+    def _current(self) -> list[Smoother]:
+        """The smoothers of this rank's tensors."""
+        if not self._smoothers or self._sharded:
+            triples = [(local(pair.teacher), local(pair.student), where) for pair, where in self.moving]
+            parts = [part for triple in triples for part in triple[:2]]
+            if not self._smoothers or any(part is not old for part, old in zip(parts, self._parts, strict=True)):
                 self._parts = parts  # FSDP2 gives a sharded parameter another local tensor, as in `module.to`
-                self._smoother = Smoother(teachers, students, [where for _, where in self.moving])
-        return self._smoother
+                drawn = [triple for triple in triples if triple[2].key is not None]
+                free = [triple for triple in triples if triple[2].key is None]
+                self._smoothers = [Smoother(drawn), Smoother(free)] if self._buffers_apart else [Smoother(triples)]
+        return self._smoothers
 
     def first_nonfinite(self) -> str | None:
         """The name of a student's tensor that holds an inf or NaN; all ranks that share its shards find the same."""
         copied = [local(pair.student) for pair in self._taken[len(self.moving) :]]
-        found = set(map(id, [*self._current().nonfinite(), *nonfinite(copied)]))
+        moving = [tensor for smoother in self._current() for tensor in smoother.nonfinite()]
+        found = set(map(id, [*moving, *nonfinite(copied)]))
         numbers = (i for i, pair in enumerate(self._taken) if found and id(local(pair.student)) in found)
         first = least(next(numbers, len(self._taken)), [pair.student for pair in self._taken])
         return self._taken[first].name if first < len(self._taken) else None

@@ -16,9 +16,10 @@ class Smoothing:
     Args:
         momentum: m in [0, 1], or a schedule step -> m. 0 replaces, 1 never changes.
         preserve_prob: p in [0, 1], or a schedule step -> p. 0 preserves nothing: the moving average.
+        buffer_momentum: the momentum of buffers that no draw preserves (`Teacher(buffers="average")`); None: m.
 
     Raises:
-        ValueError: m or p is no number in [0, 1]; for a schedule, at the step where it leaves [0, 1].
+        ValueError: one of them is no number in [0, 1]; for a schedule, at the step where it leaves [0, 1].
 
     Source: Huang et al. 2021 (arXiv 2110.01253), equations for SE and STS.
 
@@ -29,29 +30,36 @@ class Smoothing:
 
     momentum: float | Schedule
     preserve_prob: float | Schedule = 0.0
+    buffer_momentum: float | Schedule | None = None
 
     def __post_init__(self) -> None:
-        for name in ("momentum", "preserve_prob"):
+        for name in ("momentum", "preserve_prob", "buffer_momentum"):
             value = getattr(self, name)
-            if not callable(value):
+            if not (callable(value) or (name == "buffer_momentum" and value is None)):
                 _probability(name, value)
 
     def at(self, step: int) -> tuple[float, float]:
         """(momentum, preserve_prob) at a step, counted from 0."""
         return _value("momentum", self.momentum, step), _value("preserve_prob", self.preserve_prob, step)
 
+    def buffer_momentum_at(self, step: int) -> float:
+        """The momentum of averaged buffers at a step, counted from 0."""
+        own = self.momentum if self.buffer_momentum is None else self.buffer_momentum
+        return _value("buffer_momentum", own, step)
+
     def matched(self) -> "Smoothing":
-        """The moving average of the same expected update rate (1 - p)(1 - m).
+        """The moving average of the same expected update rate (1 - p)(1 - m), and m for averaged buffers, as here.
 
         A gain over a moving average alone may come from its speed; a gain over this one does not.
 
         Example:
-            >>> round(Smoothing(momentum=0.99, preserve_prob=0.5).matched().momentum, 6)
-            0.995
+            >>> Smoothing(momentum=0.99, preserve_prob=0.5).matched()
+            Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
         """
+        buffers = self.momentum if self.buffer_momentum is None else self.buffer_momentum
         if callable(self.momentum) or callable(self.preserve_prob):
-            return Smoothing(partial(_matched_momentum, self))
-        return Smoothing(_matched_momentum(self, 0))
+            return Smoothing(partial(_matched_momentum, self), buffer_momentum=buffers)
+        return Smoothing(_matched_momentum(self, 0), buffer_momentum=buffers)
 
 
 def temporal_moving_average(momentum: float | Schedule) -> Smoothing:
@@ -59,7 +67,7 @@ def temporal_moving_average(momentum: float | Schedule) -> Smoothing:
 
     Example:
         >>> temporal_moving_average(0.999)
-        Smoothing(momentum=0.999, preserve_prob=0.0)
+        Smoothing(momentum=0.999, preserve_prob=0.0, buffer_momentum=None)
     """
     return Smoothing(momentum, 0.0)
 
@@ -71,7 +79,7 @@ def spatial_ensemble(preserve_prob: float | Schedule) -> Smoothing:
 
     Example:
         >>> spatial_ensemble(0.7)
-        Smoothing(momentum=0.0, preserve_prob=0.7)
+        Smoothing(momentum=0.0, preserve_prob=0.7, buffer_momentum=None)
     """
     return Smoothing(0.0, preserve_prob)
 
@@ -81,7 +89,7 @@ def spatial_temporal_smoothing(momentum: float | Schedule, preserve_prob: float 
 
     Example:
         >>> spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)
-        Smoothing(momentum=0.99, preserve_prob=0.7)
+        Smoothing(momentum=0.99, preserve_prob=0.7, buffer_momentum=None)
     """
     return Smoothing(momentum, preserve_prob)
 

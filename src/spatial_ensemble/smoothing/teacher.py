@@ -37,7 +37,7 @@ class Teacher(nn.Module):
         unit: which weights share one draw: all that one module owns ("layer"), one parameter ("tensor", as in the
             paper's released code), one slice along dimension 0 ("channel"), or one weight ("element").
         group: maps a parameter's canonical name to a key; equal keys share their draws.
-        buffers: floating buffers are averaged with m at every step ("average"), copied ("copy"), move under their
+        buffers: floating buffers are averaged at every step ("average"), copied ("copy"), move under their
             module's draw ("follow", with unit="layer"), or stay ("keep"). Integer buffers are copied unless kept.
         seed: of the draws.
         dtype: of the teacher's floating tensors, such as torch.float32 beside a bfloat16 student.
@@ -139,6 +139,7 @@ class Teacher(nn.Module):
     def _update(self, student: nn.Module) -> None:
         plan = self._prepare(student)
         momentum, preserve_prob = self.smoothing.at(self.step)
+        buffer_momentum = self.smoothing.buffer_momentum_at(self.step)
         if self.on_nonfinite is not None and (name := plan.first_nonfinite()) is not None:
             if self.on_nonfinite == "raise":
                 raise ValueError(
@@ -147,7 +148,7 @@ class Teacher(nn.Module):
             self.skipped += 1
             return
         if (self.step + 1) % self.update_every == 0:
-            plan.run(self.step, momentum, preserve_prob, copy_buffers=self.buffer_policy != "keep")
+            plan.run(self.step, momentum, preserve_prob, buffer_momentum, copy_buffers=self.buffer_policy != "keep")
         self.step += 1
 
     def places(self) -> dict[str, Place]:
@@ -205,11 +206,12 @@ class Teacher(nn.Module):
         return {**self.__dict__, "_plan": None}  # a copy or pickle must not hold on to the student
 
     def _prepare(self, student: nn.Module) -> Plan:
-        plan = self._plan
-        if plan is None or not plan.holds(student, self.seed):
+        plan, apart = self._plan, self.smoothing.buffer_momentum is not None
+        if plan is None or not plan.holds(student, self.seed, apart):
             reshard(self.module, student)
-            if plan is None or not plan.holds(student, self.seed):
-                self._plan = plan = Plan(student, Pairing(self.module, student), self._place, self.seed)
+            if plan is None or not plan.holds(student, self.seed, apart):
+                pairing = Pairing(self.module, student)
+                self._plan = plan = Plan(student, pairing, self._place, self.seed, buffers_apart=apart)
         return plan
 
     def _place(self, pair: Pair) -> Place | None:

@@ -138,7 +138,10 @@ def _typeset(text: str) -> str:
 
 def _notes(results: dict[str, Any]) -> str:
     count = len(results["paired"])
-    matched = "tma-matched is the moving average that is as fast as sts on average, of momentum 1 - (1 - p)(1 - m)."
+    matched = (
+        "tma-matched is the moving average that is as fast as sts on average, of momentum 1 - (1 - p)(1 - m), and m "
+        "for averaged buffers."
+    )
     if all(pair["ci95"] is None for pair in results["paired"]):
         return matched
     return (

@@ -151,7 +151,7 @@ def build_smoothing(config: Config) -> Smoothing:
 
     Example:
         >>> build_smoothing(Config("fixmatch", "digits", smoothing="tma-matched", momentum=0.99, preserve_prob=0.5))
-        Smoothing(momentum=0.995, preserve_prob=0.0)
+        Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
     """
     schedules: dict[str, Callable[[float], float | Schedule]] = {
         "constant": lambda m: m,

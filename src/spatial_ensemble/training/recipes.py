@@ -91,7 +91,10 @@ def byol_cifar10(epochs: int = 1000) -> Config:
 
 
 def moco_cifar10(epochs: int = 200) -> Config:
-    """MoCo v2 on CIFAR-10, ResNet-18 with the CIFAR stem (MoCo's CIFAR notebook: batch 512, lr 0.06, m 0.99, T 0.1)."""
+    """MoCo v2 on CIFAR-10, ResNet-18 with the CIFAR stem (MoCo's CIFAR notebook: batch 512, lr 0.06, m 0.99, T 0.1).
+
+    Unlike there, queries are normalised over the batch and not in groups, as keys are.
+    """
     return Config(
         method="moco",
         data="cifar10",
@@ -108,17 +111,18 @@ def moco_cifar10(epochs: int = 200) -> Config:
 
 
 def dino_cifar10(epochs: int = 300) -> Config:
-    """DINO on CIFAR-10, a small ViT (facebookresearch/dino's AdamW, clipping, and temperatures of its longer runs).
+    """DINO on CIFAR-10, a small ViT (facebookresearch/dino's AdamW, temperatures of its longer runs, m for batch 256).
 
     Unlike there: 4096 outputs for 65536, 6 local crops for 8, a weight decay of 0.04 throughout where it rises to 0.4,
-    a learning rate that falls to 0 where it stops at 1e-6, no drop path.
+    a learning rate that falls to 0 where it stops at 1e-6, no drop path, and the gradients clipped to a norm of 3 all
+    together, where each tensor's are.
     """
     per_epoch = CIFAR // 256
     return Config(
         method="dino",
         data="cifar10",
         network="vit-tiny",
-        momentum=0.996,
+        momentum=0.9995,
         preserve_prob=0.5,
         momentum_schedule="cosine",
         batch_size=256,
@@ -288,7 +292,7 @@ def default(method: str, data: str) -> Config:
             "lr": 0.1,
             "weight_decay": 0.0001,
             "clip_grad": 3.0,
-            # Two global crops alone, as in solo-learn's DINO on CIFAR.
+            # Two global crops alone: local ones would take most of a short run's time.
             "options": {"out_dim": 256, "hidden_dim": 1024, "head_batchnorm": True, "local_crops": 0},
         },
     }

@@ -96,7 +96,7 @@ def train(
         if saved["step"] >= config.steps:
             return _result(out, saved["history"], saved["seconds"], 0)
     fabric = _fabric(config)
-    with own_random_state(fabric.device), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+    with own_random_state(fabric.device), torch.backends.cudnn.flags(enabled=True, deterministic=True):
         return _Run(config, out, data, fabric, saved, started).go(progress, on_step)
 
 
@@ -178,6 +178,7 @@ class _Run:
         self.stepper.zero_grad()
         loss, metrics = self.module(self.batches(step), self.teacher)
         self.fabric.backward(loss)
+        self.method.before_optimizer_step(step)
         if self.config.clip_grad is not None:
             # A loss that is not finite is told by `evaluate`, as it is without clipping.
             self.fabric.clip_gradients(

@@ -19,13 +19,12 @@ class Smoother:
         T <- K * T + (1 - K) * (T + weight * (S - T)),    weight = 1 - m
 
     Args:
-        teacher: local tensors, changed in place; any shapes, strides, dtypes and devices.
-        student: their counterparts, of the same shapes.
-        places: where each pair's draws lie.
+        triples: local tensors of the teacher, changed in place, of any shapes, strides, dtypes and devices; the
+            student's, of the same shapes; and where each pair's draws lie.
     """
 
-    def __init__(self, teacher: Sequence[Tensor], student: Sequence[Tensor], places: Sequence[Place]):
-        self._tables = _tables(list(zip(teacher, student, places, strict=True)))
+    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
+        self._tables = _tables(list(triples))
 
     def holds(self) -> bool:
         """Whether the tensors still lie in memory where they lay, so that `run` means them."""
@@ -45,7 +44,7 @@ class Smoother:
 
 def smooth_(teacher: Sequence[Tensor], student: Sequence[Tensor], keep: Keep, weight: float) -> None:
     """Apply the rule once; see `Smoother`."""
-    Smoother(teacher, student, keep.places).run(keep.step, keep.threshold, weight)
+    Smoother(list(zip(teacher, student, keep.places, strict=True))).run(keep.step, keep.threshold, weight)
 
 
 def _tables(triples: list[tuple[Tensor, Tensor, Place]]) -> list[plain.Table]:
