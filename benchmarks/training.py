@@ -49,6 +49,7 @@ from torchvision.transforms.v2.functional import resize
 from spatial_ensemble import networks
 from spatial_ensemble.data.images import ImageData, Images
 from spatial_ensemble.data.images import statistics as pixel_statistics
+from spatial_ensemble.training.build import deterministic_cudnn
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.recipes import default, fixmatch_digits
 from spatial_ensemble.training.run import _fabric, _Run, train
@@ -284,7 +285,7 @@ def main() -> None:
     random.seed(SEED)
     torch.manual_seed(SEED)
     data, rows, limits = pictures(), [], []
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True):  # as train has it
+    with deterministic_cudnn():  # as train has it
         for method, what in (("fixmatch", "FixMatch, WRN-28-2"), ("byol", "BYOL, ResNet-18 with the CIFAR stem")):
             images = BATCH[method] * (1 + RATIO if method == "fixmatch" else 1)
             steps = ways(method, data)

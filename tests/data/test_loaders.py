@@ -154,12 +154,13 @@ def test_impossible_batches_are_errors(changes, message):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # that it is a prototype
 def test_a_batch_on_a_gpu_is_that_of_the_cpu_and_nobody_waits_for_the_device():
     flip = View(lambda images, draws: images.flip(3), 1)
     views = {"labelled_views": [PLAIN, flip], "unlabelled_views": [flip]}
     batches = make(**views, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         batch = batches(5)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -115,11 +115,12 @@ def test_images_that_do_not_fit_are_refused(made: View, name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # that it is a prototype
 def test_a_gpu_gives_the_same_view_without_being_waited_for(made: View) -> None:
     given = images().cuda()
     made(given, generator())  # loads the kernels
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         result = made(given, generator())
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -57,7 +57,8 @@ class World:
         context.set_forkserver_preload(["warm"])
         store = Path(tempfile.mkdtemp()) / "store"
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # where `warm` is
-        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path):
+        # Without a GPU, on which `fully_shard` would build its mesh by itself.
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=path):
             for rank in range(self.size):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(rank, self.size, store, theirs), daemon=True)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from students import assert_equal, student, tensors, walk
+from smoothing.students import assert_equal, student, tensors, walk
 
 from spatial_ensemble import (
     Smoothing,

@@ -143,3 +143,14 @@ def test_a_finite_student_is_never_taken_for_another():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Teacher(student(), STS, **arguments)
+
+
+def test_a_graph_that_would_not_count_the_updates_between_is_not_captured(monkeypatch):
+    net = student()
+    teacher = Teacher(net, STS, update_every=2)
+    before = tensors(teacher.module)
+    monkeypatch.setattr("spatial_ensemble.smoothing.teacher.capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="update_every=2 cannot be captured in a CUDA graph"):
+        teacher.update(net)
+    assert_equal(tensors(teacher.module), before)
+    assert teacher.step == 0

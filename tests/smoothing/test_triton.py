@@ -84,10 +84,8 @@ for values in [
 
 
 def run(program, **environment):
-    tests = Path(__file__).parents[1]
-    subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tests), **environment}, check=True
-    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path, **environment}, check=True)
 
 
 def test_the_interpreted_kernel_agrees_with_the_reference():

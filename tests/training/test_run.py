@@ -245,12 +245,19 @@ def test_a_metric_is_averaged_over_the_steps_that_gave_it(tmp_path):
     assert "late" not in rows[0] and rows[1]["late"] == 6.0  # of steps 5, 6 and 7
 
 
-def test_training_keeps_cudnn_on_and_makes_it_deterministic(tmp_path):
+def test_training_makes_cudnn_deterministic_and_leaves_all_else_of_it(tmp_path, monkeypatch):
+    cudnn, names = torch.backends.cudnn, ("enabled", "allow_tf32", "benchmark", "deterministic")
+    monkeypatch.setattr(cudnn, "allow_tf32", False)
+    monkeypatch.setattr(cudnn, "benchmark", True)
     seen = []
-    flags = torch.backends.cudnn
-    config = replace(SHORT, steps=1)
-    train(config, tmp_path / "run", progress=False, on_step=lambda _: seen.append((flags.enabled, flags.deterministic)))
-    assert seen == [(True, True)]
+    train(
+        replace(SHORT, steps=1),
+        tmp_path / "run",
+        progress=False,
+        on_step=lambda _: seen.append([getattr(cudnn, name) for name in names]),
+    )
+    assert seen == [[True, False, False, True]]
+    assert [getattr(cudnn, name) for name in names] == [True, False, True, False]
 
 
 def test_check_finds_what_train_would_refuse(tmp_path):

@@ -156,11 +156,11 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, *, pad: int, flip: Te
     height, width = images.shape[2:]
     if not 0 <= pad < min(height, width):
         raise ValueError(f"cannot pad {height} x {width} pixels by {pad}: take 0 ... {min(height, width) - 1}")
+    top, left = (start.to(images.device, non_blocking=True) for start in (top, left))
     row, column = _reflected(top - pad, height), _reflected(left - pad, width)
     if flip is not None:
-        column = torch.where(flip.view(-1, 1), column.flip(1), column)
-    row, column = ((row * width).to(images.device, non_blocking=True), column.to(images.device, non_blocking=True))
-    return _gather(images, row.unsqueeze(2) + column.unsqueeze(1))
+        column = torch.where(flip.to(images.device, non_blocking=True).view(-1, 1), column.flip(1), column)
+    return _gather(images, (row * width).unsqueeze(2) + column.unsqueeze(1))
 
 
 def _reflected(start: Tensor, size: int) -> Tensor:

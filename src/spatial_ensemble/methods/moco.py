@@ -119,7 +119,9 @@ class MoCo(Method):
     def _keys(self, teacher: Teacher, images: Tensor, step: int, number: int) -> Tensor:
         if self.teacher_norm == "running":
             return targets(teacher, images, "running")
-        order = torch.randperm(len(images), generator=generator(0, "moco shuffle", step, number)).to(images.device)
+        order = torch.randperm(len(images), generator=generator(0, "moco shuffle", step, number))
+        if images.is_cuda:  # from pinned memory the copy does not make the host wait
+            order = order.pin_memory().to(images.device, non_blocking=True)
         return targets(teacher, images[order], "batch", self.shuffle_groups)[order.argsort()]
 
     def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:

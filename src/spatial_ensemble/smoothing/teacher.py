@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spatial_ensemble.smoothing import diagnostics, ranks
 from spatial_ensemble.smoothing.draw import Place
+from spatial_ensemble.smoothing.kernels.plain import capturing
 from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
 from spatial_ensemble.smoothing.plan import Plan
 from spatial_ensemble.smoothing.rule import Smoothing
@@ -147,6 +148,8 @@ class Teacher(nn.Module):
                 )
             self.skipped += 1
             return
+        if self.update_every > 1 and capturing():
+            raise RuntimeError(f"update_every={self.update_every} cannot be captured in a CUDA graph: capture with 1")
         if (self.step + 1) % self.update_every == 0:
             plan.run(self.step, momentum, preserve_prob, buffer_momentum, copy_buffers=self.buffer_policy != "keep")
         self.step += 1

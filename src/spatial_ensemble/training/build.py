@@ -27,6 +27,29 @@ def own_random_state(device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of that device; `torch.manual_seed` would seed every GPU's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def deterministic_cudnn() -> Iterator[None]:
+    """Inside, cuDNN computes the same bits every time; all else of it is as the user has it.
+
+    `torch.backends.cudnn.flags` would also switch cuDNN itself off, or TF32 on.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 def build_method(config: Config, data: dict[str, Any]) -> Method:
     """The method with fresh weights, a function of the seed.
 
@@ -43,7 +66,7 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
         raise UserError(f"{config.method} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
     assert config.network is not None
     with own_random_state():
-        torch.manual_seed(derive_seed(config.seed, "weights"))
+        seed_torch(derive_seed(config.seed, "weights"), torch.device("cpu"))
         backbone = networks.build(config.network, channels=data["channels"], size=data["size"])
         try:
             method = kind(backbone, len(data["classes"]), **config.options)

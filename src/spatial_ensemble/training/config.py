@@ -20,6 +20,9 @@ SmoothingName = Literal["sts", "se", "tma", "tma-matched"]
 class Config:
     """A training run: the same configuration on the same machine gives the same bits.
 
+    Vision transformers on a GPU are the exception: torch's backward passes of attention and of resizing, by which the
+    position embedding is brought to the size of the crops, add in no fixed order there.
+
     Args:
         method: a file of `spatial_ensemble.methods`, or a dotted path package.module.Class.
         data: digits, cifar10, cifar100, svhn, stl10 or folder.

@@ -26,9 +26,11 @@ from spatial_ensemble.training.build import (
     build_method,
     build_teacher,
     describe,
+    deterministic_cudnn,
     load_backbone,
     load_weights,
     own_random_state,
+    seed_torch,
 )
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import choose_device, measure
@@ -96,7 +98,7 @@ def train(
         if saved["step"] >= config.steps:
             return _result(out, saved["history"], saved["seconds"], 0)
     fabric = _fabric(config)
-    with own_random_state(fabric.device), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+    with own_random_state(fabric.device), deterministic_cudnn():
         return _Run(config, out, data, fabric, saved, started).go(progress, on_step)
 
 
@@ -173,7 +175,8 @@ class _Run:
 
     def step(self, step: int) -> None:
         """One optimizer step, and with it one step of the teacher."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", step, self.fabric.global_rank))  # for dropout and such
+        # For dropout and such.
+        seed_torch(derive_seed(self.config.seed, "step", step, self.fabric.global_rank), self.fabric.device)
         set_learning_rate(self.optimizer, learning_rate(self.config, step))
         self.stepper.zero_grad()
         loss, metrics = self.module(self.batches(step), self.teacher)

@@ -78,7 +78,9 @@ def _kernel(name: str, package: str) -> ModuleType | None:
         return None
     try:
         kernel = importlib.import_module(f"spatial_ensemble.smoothing.kernels.{name}")
-        return kernel if kernel.works() else None
+        if not kernel.works():
+            raise RuntimeError("its values are not those of torch on this machine")
+        return kernel
     except Exception as error:  # an update must not fail for want of speed
         warnings.warn(f"{package} cannot run the {name} kernel, updates run in plain torch: {error}", stacklevel=2)
         return None

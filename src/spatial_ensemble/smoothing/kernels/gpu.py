@@ -34,6 +34,9 @@ SMALL, LARGE, COPY = range(3)  # torch.lerp's two formulas, for weights below on
 _CHUNK, _WHOLE, _ELEMENTS, _SMALL, _COPY = (tl.constexpr(value) for value in (CHUNK, WHOLE, ELEMENTS, SMALL, COPY))
 
 
+_captured: "list[Table]" = []  # a graph goes on to read what they hold in memory, so they stay as long as the process
+
+
 class Kind(NamedTuple):
     """What all tensors of one launch share."""
 
@@ -73,8 +76,10 @@ class Table:
         """Smooth all pairs at a step, with a weight above 0; while a graph is captured, at the device's own step."""
         rounded = torch.tensor(weight, dtype=torch.float32, device="cpu").item()
         formula = COPY if weight == 1 else SMALL if rounded < 0.5 else LARGE
-        for clock in self._clocks.values():
-            if not plain.capturing():
+        if plain.capturing():
+            _captured.append(self)
+        else:
+            for clock in self._clocks.values():
                 clock.fill_(step)
         for kind, rows, chunks in self._launches:
             # Nothing is preserved at a threshold of 0, so no draw is needed.

@@ -10,6 +10,7 @@ from torch import Tensor
 from spatial_ensemble.smoothing.draw import Place, draws_at, draws_between
 
 CHUNK = 1 << 13  # elements handled at a time: temporary memory stays below 1 MiB whatever the model
+GPU_CHUNK = 1 << 20  # where each piece costs a hundred launches
 
 
 class Table:
@@ -56,13 +57,18 @@ def capturing() -> bool:
 
 
 def nonfinite(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those that hold an inf or NaN; one wait for a GPU, however many they are."""
+    """Those that hold an inf or NaN; one wait for a GPU and dtype, however many they are."""
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
         return []
-    largest = torch._foreach_norm(filled, ord=torch.inf)
-    finite = torch.stack([norm.to(filled[0].device, torch.float64) for norm in largest]).isfinite().tolist()
-    return [tensor for tensor, good in zip(filled, finite, strict=True) if not good]
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for tensor, norm in zip(filled, torch._foreach_norm(filled, ord=torch.inf), strict=True):
+        alike.setdefault((norm.device, norm.dtype), []).append((tensor, norm))
+    found = []
+    for pairs in alike.values():
+        finite = torch.stack([norm for _, norm in pairs]).isfinite().tolist()
+        found += [tensor for (tensor, _), good in zip(pairs, finite, strict=True) if not good]
+    return found
 
 
 def _kind(t: Tensor, s: Tensor) -> tuple[str, str, str, str]:
@@ -126,7 +132,7 @@ def _piece_draws(place: Place, step: int, start: int, piece: Tensor) -> Tensor:
 
     stop = start + piece.numel()
     first, last = unit(start), unit(stop - 1)
-    if last - first >= 2 * CHUNK:  # a thin column of a wide matrix: its draws lie far apart
+    if last - first >= 2 * max(CHUNK, piece.numel()):  # a thin column of a wide matrix: its draws lie far apart
         return draws_at(place.key, step, unit(torch.arange(start, stop, device=piece.device)))
     draws = draws_between(place.key, step, first, last + 1, piece.device)
     if len(draws) == piece.numel():
@@ -135,13 +141,14 @@ def _piece_draws(place: Place, step: int, start: int, piece: Tensor) -> Tensor:
 
 
 def _pieces(t: Tensor, s: Tensor, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(index of the first element, piece of t, piece of s), at most CHUNK elements each, in row order, any strides."""
-    if t.numel() <= CHUNK:
+    """(index of the first element, piece of t, piece of s) in row order, any strides, so many elements at most."""
+    most = GPU_CHUNK if "cuda" in (t.device.type, s.device.type) else CHUNK
+    if t.numel() <= most:
         if t.numel():
             yield start, t, s
         return
     dim = next(d for d, size in enumerate(t.shape) if size > 1)
-    length = max(CHUNK * t.shape[dim] // t.numel(), 1)
+    length = max(most * t.shape[dim] // t.numel(), 1)
     for t_part, s_part in zip(t.split(length, dim), s.split(length, dim), strict=True):
         yield from _pieces(t_part, s_part, start)
         start += t_part.numel()
