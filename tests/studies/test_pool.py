@@ -75,10 +75,11 @@ def test_leaving_early_ends_the_workers() -> None:
 
 
 DEAF = """
-import signal
+import logging, signal
 from spatial_ensemble.studies.pool import run_jobs
 
 def blocked(job, report):
+    logging.warning("of the data")
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 if __name__ == "__main__":
@@ -88,11 +89,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signal masks")
-def test_every_worker_is_deaf_to_interrupts_and_the_parent_is_not(tmp_path: Path) -> None:
+def test_every_worker_is_deaf_to_interrupts_and_silent_and_the_parent_is_not(tmp_path: Path) -> None:
     script = tmp_path / "deaf.py"
     script.write_text(DEAF)  # a process of its own, where no other test has started multiprocessing's resource tracker
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == "[True, True, True]\nFalse\n"
+    assert done.stderr == "WARNING:root:of the data\n"
 
 
 def test_no_jobs_need_no_process() -> None:

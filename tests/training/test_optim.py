@@ -79,6 +79,22 @@ def test_frozen_parameters_are_left_out():
     assert [len(group["params"]) for group in build_optimizer(module, CONFIG).param_groups] == [1]
 
 
+@pytest.mark.parametrize("name", ["sgd", "heavyball", "lars", "larc", "adamw"])
+def test_a_parameter_may_get_its_first_gradients_later_than_others(name):
+    torch.manual_seed(0)
+    first, late = nn.Linear(3, 3), nn.Linear(3, 3)
+    module = nn.Sequential(first, late)
+    optimizer = build_optimizer(module, replace(CONFIG, optimizer=name))
+    before = late.weight.detach().clone()
+    for step in range(4):
+        optimizer.zero_grad()
+        module(torch.randn(4, 3)).square().mean().backward()
+        if step < 2:
+            late.weight.grad = late.bias.grad = None
+        optimizer.step()
+        assert torch.equal(late.weight, before) == (step < 2)
+
+
 def test_set_learning_rate_reaches_every_group():
     optimizer = build_optimizer(nn.Linear(2, 2), CONFIG)
     set_learning_rate(optimizer, 0.5)

@@ -1,4 +1,4 @@
-"""What makes a step fast changes nothing else: bfloat16, channels-last batches and fused optimizers."""
+"""What makes a step fast changes nothing else: bfloat16, channels-last batches and a fused optimizer."""
 
 from dataclasses import replace
 
@@ -81,13 +81,12 @@ def test_batches_are_channels_last_and_their_values_as_ever(channels, dtype):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "heavyball", "adamw"])
-def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(optimizer):
+def test_the_fused_optimizer_takes_the_steps_of_the_plain_one():
     models = []
     for fused in (True, False):
         torch.manual_seed(0)
         model = nn.Linear(8, 4)
-        stepper = build_optimizer(model, replace(MIXED, optimizer=optimizer))
+        stepper = build_optimizer(model, replace(MIXED, optimizer="adamw"))
         assert all(group["fused"] for group in stepper.param_groups)
         for group in stepper.param_groups:
             group["fused"] = fused

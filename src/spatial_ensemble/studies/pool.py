@@ -1,5 +1,6 @@
 """Independent jobs over spawned processes, one torch thread each; what goes wrong in one becomes one clear line."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -95,6 +96,7 @@ def _ending(exitcode: int | None) -> str:
 
 def _serve(work: Work, connection: Connection) -> None:
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # each job would say again of its data what the parent has said once
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that temporary files are cleared away
     try:
         while (job := connection.recv()) is not None:

@@ -23,7 +23,8 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer in ("sgd", "heavyball"):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.optimizer == "sgd", fused=True)
+        # Not fused: that one fails on a parameter whose gradients set in later, as those of DINO's last layer may.
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.optimizer == "sgd")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     from timm.optim.lars import Lars
