@@ -197,6 +197,20 @@ def test_the_checkpoint_of_a_compiled_student_is_loaded_again(tmp_path):
     assert len(again.stepped) == 8
 
 
+def test_what_the_module_leaves_out_of_its_state_is_not_put_back(tmp_path):
+    class Part(Network):
+        def state_dict(self, *args, **kwargs):
+            return {n: v for n, v in super().state_dict(*args, **kwargs).items() if n.startswith("student.2")}
+
+    module, callback = Part(), WeightSmoothing(STS)
+    run = trainer(tmp_path, callback)
+    run.fit(module)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    assert saved.keys() == module.state_dict().keys()
+    assert torch.equal(saved["student.2.weight"], callback.teacher.module.student[2].weight)
+
+
 def test_layers_built_in_configure_model_are_smoothed(tmp_path):
     class Late(Network):
         def __init__(self):

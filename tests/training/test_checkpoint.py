@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -105,6 +104,7 @@ def test_a_missing_checkpoint_and_a_folder(tmp_path):
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
+    resource = pytest.importorskip("resource", reason="needs the limits of POSIX")
     path = tmp_path / "last.ckpt"
     checkpoint.save(path, CONTENT)
     whole = path.read_bytes()

@@ -138,10 +138,12 @@ class WeightSmoothing(pl.Callback):
         own = {} if self._loan is None else self._loan.kept
         smoothed = self.teacher.module.state_dict()
         state = checkpoint["state_dict"]
-        # The student's names for them: torch.compile puts a prefix into these, and the teacher is not compiled.
+        # The module's names for them, of those that its `state_dict` keeps: torch.compile puts a prefix into these, and
+        # the teacher is not compiled.
         names = {canonical_name(name): name for name in state if name.startswith(prefix)}
         checkpoint["current_model_state"] = state | {prefix + name: value for name, value in own.items()}
-        checkpoint["state_dict"] = state | {names[canonical_name(prefix + name)]: smoothed[name] for name in smoothed}
+        kept = {names.get(canonical_name(prefix + name)): value for name, value in smoothed.items()}
+        checkpoint["state_dict"] = state | {name: value for name, value in kept.items() if name is not None}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
