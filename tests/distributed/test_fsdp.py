@@ -101,9 +101,9 @@ def rank_moved(states: list[State]) -> tuple[object, ...]:
     same = []
     for state in states[1:]:
         for owner in (student, teacher.module):
-            parameter, memory = owner.out.weight, local(owner.out.weight).data_ptr()
+            parameter, memory = owner.out.weight, local(owner.out.weight).untyped_storage()  # held, or it could return
             owner.double().float()
-            same.append(owner.out.weight is parameter and local(owner.out.weight).data_ptr() == memory)
+            same.append(owner.out.weight is parameter and local(parameter).data_ptr() == memory.data_ptr())
         put(student, state), put(plain, state)
         teacher.update(student), whole.update(plain)
     return any(same), differences(gathered(teacher.module), whole.module.state_dict())
