@@ -72,13 +72,14 @@ class Plan:
         )
 
     def run(self, step: int, momentum: float, preserve_prob: float, buffer_momentum: float, copy_buffers: bool) -> None:
-        for smoother, own in zip(self._current(), (momentum, buffer_momentum), strict=False):
-            smoother.run(step, threshold(preserve_prob), 1 - own)
         if copy_buffers and self._copied[0]:
             torch._foreach_copy_(*self._copied)
         for pair in self._frozen:
             local(pair.teacher).copy_(local(pair.student))
         self._frozen = []
+        # Last, since it drives out of the caches what the lines above share with `holds`.
+        for smoother, own in zip(self._current(), (momentum, buffer_momentum), strict=False):
+            smoother.run(step, threshold(preserve_prob), 1 - own)
 
     def _current(self) -> list[Smoother]:
         """The smoothers of this rank's tensors."""

@@ -61,11 +61,11 @@ class Table:
         return self._read_layout() == self._layout
 
     def run(self, step: int, threshold: int, weight: float) -> None:
+        torch.autograd.graph.increment_version(self._teacher)  # first, while `holds` has them in the caches
         job = self._job
         job.next, job.step, job.threshold = 0, step, threshold
         job.formula, job.factor = _formula(weight)
         _in_parallel(work, job)
-        torch.autograd.graph.increment_version(self._teacher)
 
     def nonfinite(self) -> list[Tensor]:
         """The student's tensors that hold an inf or NaN."""
