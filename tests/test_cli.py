@@ -208,7 +208,7 @@ def test_a_mistake_gives_one_line_in_a_process_of_its_own(work, arguments, messa
 
 
 def test_without_the_extra_packages_it_says_what_to_install():
-    """As after `pip install spatial-ensemble` alone: nothing but torch can be imported."""
+    """As after `pip install -e .` alone: nothing but torch can be imported."""
     done = program(
         "-c",
         "import sys\n"
@@ -217,7 +217,9 @@ def test_without_the_extra_packages_it_says_what_to_install():
         "for arguments in (['train', 'fixmatch'], ['compare'], ['predict', 'a', 'b']): assert main(arguments) == 2\n",
     )
     assert done.returncode == 0
-    assert done.stderr.count("\n") == done.stderr.count("pip install 'spatial-ensemble[train]'\n") == 3
+    assert (
+        done.stderr.count("\n") == done.stderr.count("pip install -e '.[train]' in a clone of spatial-ensemble\n") == 3
+    )
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

@@ -1,4 +1,4 @@
-"""Better teachers for student-teacher training: Spatial Ensemble and Spatial-Temporal Smoothing.
+"""Smoothed teachers for student-teacher training: Spatial Ensemble and Spatial-Temporal Smoothing.
 
     teacher = Teacher(student, spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7))
     ...

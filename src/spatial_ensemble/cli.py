@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PROG = "spatial-ensemble"
 OVERVIEW = f"""usage: {PROG} COMMAND ...
 
-Better teachers for student-teacher training: Spatial Ensemble and Spatial-Temporal Smoothing.
+Smoothed teachers for student-teacher training: Spatial Ensemble and Spatial-Temporal Smoothing.
 
 commands:
   compare                    train with each smoothing over matched seeds, and report what the differences show
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError, argparse.ArgumentError) as error:
         message = _plain(str(error))
     except ModuleNotFoundError as error:
-        message = f"no module named {error.name!r}: pip install '{PROG}[train]'"
+        message = f"no module named {error.name!r}: pip install -e '.[train]' in a clone of {PROG}"
     except KeyboardInterrupt as error:
         print(f"{PROG}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
@@ -223,7 +223,11 @@ def _configuration(
     if start and method != start.method:
         raise UserError(f"the recipe {recipe} is one for {start.method}, not for {method}")
 
-    parser.add_argument("--config", action="config", help="a YAML file of flags without their hyphens, as config.yaml")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="a YAML file of flags spelt with underscores, such as a config.yaml",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
     parser.add_argument("--recipe", type=str, help="start from published hyper-parameters: see train --list")
     parser.add_argument("--epochs", type=int, help="length of a recipe, where it is laid out in epochs")

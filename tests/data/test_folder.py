@@ -13,6 +13,7 @@ from PIL import Image
 from spatial_ensemble.data import folder
 from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.decode import BrokenImageError, decode
+from spatial_ensemble.data.splits import balanced_indices
 from spatial_ensemble.errors import UserError
 
 
@@ -65,6 +66,34 @@ def test_train_and_test_folders(tmp_path, held_out):
     unit = data.train.images.double() / 255
     assert data.mean == pytest.approx(unit.mean((0, 2, 3)).tolist(), rel=1e-12)
     assert data.std == pytest.approx(unit.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "place"),
+    [("", "unlabelled"), ("", "unlabeled"), ("train/", "unlabelled"), ("train/", "train/unlabelled")],
+)
+def test_images_of_no_known_class_are_trained_on_and_never_tested_on(tmp_path, prefix, place):
+    labelled = write(tmp_path / "labelled", {prefix + name: image for name, image in classes(2, 10).items()})
+    both = write(tmp_path / "both", {prefix + name: image for name, image in classes(2, 10).items()})
+    extra = {"z.png": picture(7), "more/y.png": picture(8), "more/deep/x.png": picture(9), ".hidden/w.png": picture(10)}
+    write(both / place, extra | {".v.png": picture(11), "notes.txt": b"nothing"})
+    less, more = (load("folder", str(path)) for path in (labelled, both))
+    assert less.classes == more.classes and torch.equal(less.test.images, more.test.images)
+    assert more.train.labels.tolist() == [*less.train.labels.tolist(), -1, -1, -1]
+    expected = [tensor(extra[name]) for name in ("more/deep/x.png", "more/y.png", "z.png")]
+    assert torch.equal(more.train.images, torch.cat([less.train.images, torch.stack(expected)]))
+    assert more.mean != less.mean and more.digest != less.digest
+    assert balanced_indices(more.train.labels, None, more.classes, 0).tolist() == list(range(16))
+
+
+def test_images_of_no_known_class_beside_train_and_test(tmp_path):
+    files = {f"{part}/{name}": image for part in ("train", "test") for name, image in classes(2, 2).items()}
+    write(tmp_path, files | {"unlabelled/a.png": picture(7), "unlabelled/b.png": b"broken"})
+    data = load("folder", str(tmp_path), skip_broken=True)
+    assert data.train.labels.tolist() == [0, 0, 1, 1, -1] and data.test.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(data.train.images[-1], tensor(picture(7))) and data.skipped == 1
+    with pytest.raises(UserError, match=r"unlabelled/b\.png"):
+        load("folder", str(tmp_path))
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])

@@ -1,4 +1,4 @@
-"""A data set in a folder: train/<class>/*.png and test/<class>/*.png, or <class>/*.png and one split made by seed."""
+"""A data set in a folder: train/<class>/*.png and test/<class>/*.png, or <class>/*.png alone; and unlabelled/."""
 
 import logging
 import os
@@ -21,14 +21,18 @@ from spatial_ensemble.smoothing.draw import derive_seed
 TEST_PART = 0.2
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes
 SAMPLE = 2048  # images that stand for all where these stay in their files
-LAYOUT = f"images are expected in train/<class>/ and test/<class>/, or in <class>/, as {', '.join(SUFFIXES)}"
+UNLABELLED = ("unlabelled", "unlabeled")
+LAYOUT = (
+    "images are expected in train/<class>/ and test/<class>/, or in <class>/ (and those of no known class in "
+    f"unlabelled/), as {', '.join(SUFFIXES)}"
+)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a data set, sorted by class and name; `labels[i]` is the place of file i's class."""
+    """The image files of a data set, sorted by class and name; `labels[i]` is the place of file i's class, or -1."""
 
     root: Path
     classes: tuple[str, ...]
@@ -41,15 +45,16 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
 
     The layout is path/train/<class>/ and path/test/<class>/ (or path/val/<class>/ where there is no test/). Without
     those two, a fifth of each class, at least one image, is held out as the test set: drawn by seed and file name, so
-    that images added or removed move at most as many others. Files are taken in the order of their names; hidden ones
-    and those of other endings are left alone.
+    that images added or removed move at most as many others. Training images of no known class lie in unlabelled/ (or
+    unlabeled/), at any depth, beside train/ or beside the classes. Files are taken in the order of their names; hidden
+    ones and those of other endings are left alone.
 
     Images of more than 2 GiB decoded stay in their files, and are decoded when they are needed. Of them 2,048 training
     images, evenly spaced, tell whether all are grey, and the mean and deviation. A broken one is an error when it is
     met; with `skip_broken` all are decoded once, now, to find them.
     """
     train_root, test_root = _layout(path)
-    listing = list_images(train_root)
+    listing = list_images(train_root, unlabelled=[root / name for root in {path, train_root} for name in UNLABELLED])
     if len(listing.classes) < 2:
         raise UserError(f"only one class, {listing.classes[0]!r}, in {train_root}: at least two are needed")
     files, places = listing.files, listing.labels
@@ -104,13 +109,13 @@ def _is_class(folder: Path) -> bool:
     return bool(_entries(folder, folders=False)) and not _entries(folder, folders=True)
 
 
-def list_images(root: Path) -> Listing:
-    """The images in root/<class>/.
+def list_images(root: Path, unlabelled: Sequence[Path] = ()) -> Listing:
+    """The images in root/<class>/, and after them those in the folders `unlabelled`, which are no classes.
 
     Raises:
         UserError: no class folders, or one without an image.
     """
-    classes = _entries(root, folders=True)
+    classes = [folder for folder in _entries(root, folders=True) if Path(folder) not in unlabelled]
     if not classes:
         state = "holds no class folders" if any(root.iterdir()) else "is empty"
         raise UserError(f"{root} {state}: {LAYOUT}")
@@ -124,7 +129,19 @@ def list_images(root: Path) -> Listing:
         labels += [label] * len(found)
     if stray := _entries(root, folders=False):
         log.warning("left out %d image(s) beside the class folders of %s", len(stray), root)
+    unknown = sorted(file for folder in unlabelled for file in files_below(folder))
+    files, labels = files + unknown, labels + [-1] * len(unknown)
     return Listing(root, tuple(Path(folder).name for folder in classes), files, labels)
+
+
+def files_below(folder: Path) -> list[str]:
+    """The image files in a folder and in all folders below it, sorted; hidden ones are left out."""
+    found: list[str] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        found += [str(Path(root, name)) for name in images]
+    return sorted(found)
 
 
 def _entries(folder: str | Path, *, folders: bool) -> list[str]:
@@ -211,11 +228,11 @@ def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | Non
     """The indices of the training and of the test images.
 
     Args:
-        labels: int64 [N], of the images that are not broken.
+        labels: int64 [N], of the images that are not broken; -1 where the class is not known.
         kept: int64 [N], which files they are: first those of `listing`, then those of the test folder.
     """
     in_train = kept < len(listing.files)
-    counts = torch.bincount(labels[in_train], minlength=len(listing.classes)).tolist()
+    counts = torch.bincount(labels[in_train & (labels >= 0)], minlength=len(listing.classes)).tolist()
     name = listing.classes[counts.index(min(counts))]
     if min(counts) == 0:
         raise UserError(f"class {name!r} has no image: all of {listing.root / name} are broken")
@@ -228,11 +245,11 @@ def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | Non
             f"class {name!r} has only one image in {listing.root / name}: a training and a test image are needed "
             "(or give train/ and test/)"
         )
-    named = [(listing.classes[listing.labels[number]], Path(listing.files[number]).name) for number in kept.tolist()]
-    draws = torch.tensor([derive_seed(seed, "test split", *names) for names in named])
     chosen = []
-    for label, count in enumerate(counts):
+    for label, (name, count) in enumerate(zip(listing.classes, counts, strict=True)):
         members = torch.nonzero(labels == label).flatten()
-        chosen.append(members[draws[members].argsort()[: max(1, round(TEST_PART * count))]])
+        files = [Path(listing.files[number]).name for number in kept[members].tolist()]
+        draws = torch.tensor([derive_seed(seed, "test split", name, file) for file in files])
+        chosen.append(members[draws.argsort()[: max(1, round(TEST_PART * count))]])
     test = torch.cat(chosen).sort().values
     return without(len(labels), test), test

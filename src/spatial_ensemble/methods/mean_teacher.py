@@ -38,8 +38,8 @@ class MeanTeacher(Method):
     Student and teacher see different weak views of the same unlabelled images, the labelled ones being among these.
     The labelled images of a step pass through the student on their own, and BatchNorm normalises each part by itself.
     This, the weight and the ratio are google-research/fixmatch's and TorchSSL's, where only the labelled part moves the
-    running statistics; here both do. The paper's own code has a weight of 100 and one batch of both kinds, which did
-    not beat the labels alone here (benchmarks/results).
+    running statistics; here both do. The paper's own code has a weight of 100 and one batch of both kinds, which was
+    below the labels alone on the one seed tried here (benchmarks/results).
 
     Args:
         backbone: images to features, with `num_features`.

@@ -29,8 +29,9 @@ class Teacher(nn.Module):
     The teacher is an exact copy at first, gets no gradients, and stays in eval mode whatever a parent module's
     `train()` says; `teacher.module.train()` puts it into train mode. Masks are a function of (seed, step, canonical
     name, index in the global tensor) alone: every rank and shard draws alike, and no communication is needed.
-    `state_dict()` holds all that resuming needs, sharded or not; torch.distributed.checkpoint saves and loads
-    {"teacher": teacher} at any number of ranks.
+    `state_dict()` holds weights, step and seed, sharded or not, and is refused by a teacher of another unit, buffers or
+    update_every; the rule, its schedules and the group are functions, and have to be given anew. torch.distributed.
+    checkpoint saves and loads {"teacher": teacher} at any number of ranks.
 
     Args:
         student: the network to copy, perhaps wrapped by DistributedDataParallel or torch.compile.

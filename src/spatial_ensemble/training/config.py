@@ -21,7 +21,8 @@ class Config:
     """A training run: the same configuration on the same machine gives the same bits.
 
     Vision transformers on a GPU are the exception: torch's backward passes of attention and of resizing, by which the
-    position embedding is brought to the size of the crops, add in no fixed order there.
+    position embedding is brought to the size of the crops, add in no fixed order there. On the command line the
+    defaults are those of the recipe, or of a first look at the method and the data: see recipes.py.
 
     Args:
         method: a file of `spatial_ensemble.methods`, or a dotted path package.module.Class.
@@ -30,7 +31,8 @@ class Config:
         image_size: side in pixels that images are brought to; none keeps their own.
         skip_broken: leave out, and count, images that cannot be read; otherwise the first one is an error.
         labels: labelled images in all, the same number of each class; none takes every label.
-        network: name of the backbone; none chooses by the size of the images.
+        network: small, wrn-28-2, wrn-28-8, resnet10-small, resnet18-cifar, resnet18, resnet50, vit-mini, vit-tiny, or
+            package.module.callable; none chooses by the size of the images.
         init: a .safetensors file that `export` wrote, whose backbone the student starts from; none: fresh weights.
         batchnorm_momentum: how far a batch moves BatchNorm's running statistics, in [0, 1]; none: the network's own.
         smoothing: sts, se or tma, all from the one momentum and preserve_prob; tma-matched is the tma as fast as sts.

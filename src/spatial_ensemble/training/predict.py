@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spatial_ensemble.data.decode import SUFFIXES, BrokenImageError, decode
+from spatial_ensemble.data.folder import files_below
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import predict as outputs
 from spatial_ensemble.training import checkpoint
@@ -58,7 +59,7 @@ def _files(images: Path) -> list[Path]:
         return [images]
     if not images.is_dir():
         raise UserError(f"no such image or folder: {images}")
-    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [Path(file) for file in files_below(images)]
     if not files:
         raise UserError(f"no image in {images}: images end in {', '.join(SUFFIXES)}")
     return files

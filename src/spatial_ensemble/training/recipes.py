@@ -1,7 +1,7 @@
 """Recipes: functions that return a whole configuration, with published hyper-parameters and where they come from.
 
-Smoothing is the paper's throughout: STS with p = 0.5 for FixMatch, Mean Teacher, MoCo and DINO, 0.7 for BYOL, over the
-momentum that each method is published with; `--smoothing tma` gives the published moving average.
+Smoothing is STS over the momentum that each method is published with: p is the paper's for FixMatch and MoCo (0.5) and
+BYOL (0.7), and 0.5 for Mean Teacher and DINO, which it does not have; `--smoothing tma` gives the published average.
 """
 
 import inspect
