@@ -82,13 +82,12 @@ def ways(student: nn.Module) -> dict[str, Way]:
 
     averaged = Teacher(student, Smoothing(MOMENTUM))
     averaged.update(student)
-    assert averaged._plan is not None
     found: dict[str, Way] = {
         "flat lerp_": lambda: flat_teacher.lerp_(flat_student, 1 - MOMENTUM),
         "reading both flat tensors, no more": lambda: torch.dot(flat_teacher, flat_student),
         "torch._foreach_lerp_ on lists made once, nothing checked": unchecked(student),
         "ours, TMA": lambda: averaged.update(student),
-        "of it, the look whether both networks are as they were": partial(averaged._plan.holds, student, 0, False),
+        "of it, the look whether both networks are as they were": partial(averaged._prepare, student),
         "ours, TMA, on_nonfinite='skip'": ours(Smoothing(MOMENTUM), on_nonfinite="skip"),
     }
     found |= {f"ours, STS, {unit}": ours(Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit) for unit in UNITS}
@@ -206,8 +205,7 @@ def growth(updates: int, most: int) -> list[str]:
         def ours(preserve_prob: float, unit: str, teacher: Teacher = teacher, student: nn.Module = student) -> Way:
             def update() -> None:
                 teacher.smoothing = Smoothing(MOMENTUM, preserve_prob)
-                if teacher.unit != unit:
-                    teacher.unit, teacher._plan = unit, None  # type: ignore[assignment]
+                teacher.unit = unit  # type: ignore[assignment]
                 teacher.update(student)
 
             return update

@@ -78,15 +78,60 @@ def test_of_two_ranks_the_lowest_is_taken_to_be_right(worlds: dict[int, World], 
         assert right == (culprit == 1)  # two ranks cannot tell who is wrong; they do agree again
 
 
+def rank_flips(culprits: list[int]) -> tuple[object, ...]:
+    teacher = Teacher(nn.Linear(3, 1, bias=False), RULE)
+    right = teacher.module.weight.fill_(1).clone()
+    if dist.get_rank() in culprits:
+        flip_one_bit(teacher.module.weight)
+    return teacher.verify_ranks(), teacher.repair(), teacher.verify_ranks(), teacher.module.weight.equal(right)
+
+
+@pytest.mark.parametrize(
+    ("culprits", "named", "right"), [([2, 3], [2, 3], True), ([0, 1], [2, 3], False), ([0, 2, 3], [1], False)]
+)
+def test_the_majority_is_right_and_of_two_halves_that_of_the_lowest_rank(
+    world4: World, culprits: list[int], named: list[int], right: bool
+):
+    deviation = {rank: ["weight"] for rank in named}
+    assert world4(rank_flips, culprits) == [(deviation, deviation, {}, right)] * 4
+
+
 def rank_parts() -> dict[int, list[str]]:
-    """Three ranks hold one part of a model, the last another."""
-    torch.manual_seed(0)
-    return Teacher(nn.Linear(2, 1) if dist.get_rank() < 3 else nn.PReLU(), RULE).verify_ranks()
+    """Each rank holds another part of a model, with a tensor named weight of another size, shape or dtype."""
+    parts = [nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False), nn.PReLU(), nn.Linear(2, 3, dtype=torch.float64)]
+    return Teacher(parts[dist.get_rank()], RULE).verify_ranks()
 
 
 def test_ranks_that_hold_other_parts_are_compared_in_what_they_share(world4: World):
-    # Both have a tensor named weight, of different sizes, and one of them has no bias.
     assert world4(rank_parts) == [{}] * 4
+
+
+def rank_seeds() -> tuple[object, ...]:
+    student = uneven()
+    teacher = Teacher(student, RULE, unit="element", seed=5 + dist.get_rank() // 3)
+    found = teacher.verify_ranks(), teacher.repair(), teacher.verify_ranks()
+    with torch.no_grad():
+        student.body.weight.add_(1)
+    teacher.update(student)
+    return *found, teacher.seed, teacher.verify_ranks()
+
+
+def test_a_rank_of_another_seed_is_found_and_draws_on_with_the_others(world4: World):
+    deviation = {3: ["(step)"]}
+    assert world4(rank_seeds) == [(deviation, deviation, {}, 5, {})] * 4
+
+
+def rank_units() -> str:
+    teacher = Teacher(nn.Linear(2, 2), RULE, unit="channel" if dist.get_rank() else "element")
+    try:
+        return str(teacher.repair()[1][0])
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_rank_of_another_unit_cannot_be_repaired(worlds: dict[int, World]):
+    named, error = worlds[2](rank_units)
+    assert named == "(step)" and "the saved teacher has unit='element', this one 'channel'" in error
 
 
 def rank_batch_norm() -> tuple[object, ...]:

@@ -93,6 +93,27 @@ def test_training_in_mixed_precision_with_a_teacher_that_answers(world: World):
     assert world(rank_train) == [[{"DTensor", "Parameter"}, True, []]] * world.size
 
 
+def rank_whole_teacher() -> list[str]:
+    """`fully_shard` on the Teacher itself, in place of its module: its forward gathers the root's weights."""
+    student, plain = uneven(norm=group_norm), uneven(norm=group_norm)
+    teacher, whole = Teacher(student, RULE, unit="element"), Teacher(plain, RULE, unit="element")
+    shard(student), fully_shard(teacher)
+    for step in range(3):
+        teacher(batch(step))
+        with torch.no_grad():
+            for parameter in student.parameters():
+                local(parameter).add_(0.1)
+        teacher.update(student)
+        put(plain, gathered(student))
+        whole.update(plain)
+    assert teacher.verify_ranks() == {} and teacher.age().keys() == whole.age().keys()
+    return differences(gathered(teacher.module), whole.module.state_dict())
+
+
+def test_a_teacher_may_be_sharded_as_a_whole(worlds: dict[int, World]):
+    assert worlds[2](rank_whole_teacher) == [[]] * 2
+
+
 def rank_moved(states: list[State]) -> tuple[object, ...]:
     """`to` and its like give the shards new memory, in the same parameters as before."""
     student, teacher = sharded_pair(unit="element", seed=3)

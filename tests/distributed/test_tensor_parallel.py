@@ -125,6 +125,37 @@ def test_fsdp_over_tensor_parallelism_equals_one_process(world4: World, unit: st
     assert world4(rank_two_meshes, unit) == [([], True, [1, 2], 1, {})] * 4
 
 
+def rank_other_mesh() -> str:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    student, module = parallel(TwoLayers(), mesh["data"]), parallel(TwoLayers(), mesh["tensor"])
+    with pytest.raises(ValueError) as caught:
+        Teacher(student, RULE, module=module)
+    return str(caught.value)
+
+
+def test_a_module_whose_shards_lie_on_other_ranks_is_refused(world4: World):
+    # Both are cut in two along the same dimensions, but rank 1 has the first half of one and the second of the other.
+    for message in world4(rank_other_mesh):
+        assert "they must have the same shape and be sharded alike" in message
+
+
+def rank_disjoint_meshes(culprit: int) -> tuple[object, ...]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    student = TwoLayers()
+    parallelize_module(student, mesh["data"], {"up": ColwiseParallel()})
+    parallelize_module(student, mesh["tensor"], {"down": RowwiseParallel()})
+    teacher = Teacher(student, RULE, on_nonfinite="skip")
+    if dist.get_rank() == culprit:
+        local(student.up.weight).data.fill_(torch.nan)
+    teacher.update(student)
+    return teacher.step, teacher.skipped
+
+
+@pytest.mark.parametrize("culprit", [0, 3])
+def test_all_ranks_skip_together_where_tensors_are_cut_over_different_meshes(world4: World, culprit: int):
+    assert world4(rank_disjoint_meshes, culprit) == [(0, 1)] * 4
+
+
 def rank_too_many_cuts() -> str:
     mesh = init_device_mesh("cpu", (2, 2))
     cut = distribute_tensor(torch.zeros(3, 4, 4), mesh, [Shard(1), Shard(2)])

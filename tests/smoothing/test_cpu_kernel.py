@@ -47,16 +47,22 @@ def test_any_number_and_kind_of_threads_gives_the_same_bits(place, openmp):
 def test_torchs_own_threads_are_used():
     assert cpu._openmp() is not None or not sys.platform.startswith("linux")
     with mock.patch.object(cpu, "_openmp") as openmp:
-        moved(PLACES[0], threads=1)
-    assert openmp.return_value.call_args.args[2] == 1
+        for threads in (1, 2, 9):
+            moved(PLACES[0], threads)
+            assert openmp.return_value.call_args.args[2] == min(threads, -(-SIZE // cpu.CHUNK))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_number_of_16_bits_is_widened_exactly(dtype):
+@pytest.mark.parametrize("flush", [False, True])
+def test_every_number_of_16_bits_is_widened_exactly(dtype, flush):
     s = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     t = torch.zeros(2**16)
-    cpu.Table([(t, s, Place(None, 1, 2**16, 2**16, 2**16, 0))]).run(0, 0, 1.0)
     expected = s.float()
+    torch.set_flush_denormal(flush)
+    try:
+        cpu.Table([(t, s, Place(None, 1, 2**16, 2**16, 2**16, 0))]).run(0, 0, 1.0)
+    finally:
+        torch.set_flush_denormal(False)
     nan = expected.isnan()
     assert torch.equal(t.isnan(), nan)
     assert torch.equal(t[~nan].view(torch.int32), expected[~nan].view(torch.int32))

@@ -6,12 +6,14 @@ from smoothing.students import student, tensors, walk
 from torch import nn
 
 from spatial_ensemble import (
+    Smoothing,
     Teacher,
     distance,
     fraction_replaced,
     spatial_ensemble,
     spatial_temporal_smoothing,
 )
+from spatial_ensemble.smoothing.units import UNITS
 
 STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.7)
 
@@ -44,6 +46,25 @@ def test_the_fraction_replaced_is_that_of_the_last_update_that_acted():
     assert found == [0, 0, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_ages_and_the_fraction_are_those_of_the_schedules(unit):
+    net = student()
+    momenta, chances = [0.5, 1.0, 0.0, 0.5, 0.5, 0.5], [0.3, 0.0, 0.8, 1.0, 0.6, 0.9]
+    teacher = Teacher(net, Smoothing(momenta.__getitem__, chances.__getitem__), unit=unit)
+    counts = {name: torch.zeros(p.shape, dtype=torch.int64) for name, p in teacher.module.named_parameters()}
+    for step in range(6):
+        before = tensors(teacher.module)
+        walk(net, step)
+        teacher.update(net)
+        for name, count in counts.items():
+            count.add_(1)[tensors(teacher.module)[name] != before[name]] = 0
+        for name, age in teacher.age().items():
+            count = counts["encode.weight" if name == "decode.weight" else name]
+            assert torch.equal(age.reshape(-1, 1).expand(-1, count.numel() // age.numel()).reshape(count.shape), count)
+        moved = sum(int((count == 0).sum()) for count in counts.values())
+        assert fraction_replaced(teacher) == moved / sum(count.numel() for count in counts.values())
+
+
 def test_ages_follow_the_geometric_law():
     net = nn.Linear(300, 300)
     teacher = Teacher(net, spatial_ensemble(0.7), unit="element")
@@ -61,6 +82,10 @@ def test_fingerprint_tells_equal_from_different():
     assert one.fingerprint() == other.fingerprint()
     with torch.no_grad():
         other.module.bn.running_var[0] += 1e-6
+    assert one.fingerprint() != other.fingerprint()
+    other.module.bn.running_var.copy_(one.module.bn.running_var)
+    assert one.fingerprint() == other.fingerprint()
+    other.step += 1
     assert one.fingerprint() != other.fingerprint()
     assert one.verify_ranks() == {}  # one process agrees with itself
 

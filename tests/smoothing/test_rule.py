@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from smoothing.students import assert_equal, student, tensors, walk
@@ -40,12 +41,24 @@ def test_a_schedule_that_leaves_the_unit_interval_is_refused_where_it_does():
         smoothing.at(6)
 
 
+@pytest.mark.parametrize("value", [-0.1, math.nan, "0.5", True])
+def test_a_buffer_momentum_outside_the_unit_interval_is_refused(value):
+    with pytest.raises(ValueError, match=r"buffer_momentum must be a number in \[0, 1\], got"):
+        Smoothing(0.5, buffer_momentum=value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Smoothing(np.float32(0.5), np.int64(0)).at(0) == (0.5, 0.0)
+    assert all(type(value) is float for value in Smoothing(np.float32, lambda step: np.float64(step)).at(1))
+
+
 def test_matched_has_the_same_expected_update_rate_at_every_step():
     smoothing = spatial_temporal_smoothing(cosine(0.9, 1.0, steps=50), linear(0.0, 0.8, steps=50))
     for step in range(60):
         momentum, preserve_prob = smoothing.at(step)
         matched, zero = smoothing.matched().at(step)
         assert zero == 0 and 1 - matched == pytest.approx((1 - preserve_prob) * (1 - momentum), abs=1e-15)
+        assert smoothing.matched().buffer_momentum_at(step) == momentum
 
 
 def test_matched_is_the_moving_average_whose_buffers_move_as_fast_as_before():

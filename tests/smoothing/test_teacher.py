@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import random
 import subprocess
 import sys
@@ -214,31 +215,122 @@ def test_a_tied_weight_is_updated_once():
     assert torch.equal(teacher.module.encode.weight, start.lerp(net.encode.weight, 0.5))
 
 
-def test_frozen_parameters_are_copied_once_and_then_left():
+def test_a_weight_tied_by_its_memory_alone_is_updated_once():
+    """As after `load_state_dict(torch.load(...), assign=True)`: two parameters, one storage."""
+    net = student()
+    net.decode.weight = nn.Parameter(net.encode.weight.detach())
+    start = net.encode.weight.detach().clone()
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    walk(net, 0)
+    teacher.update(net)
+    assert net.encode.weight is not net.decode.weight
+    assert torch.equal(teacher.module.encode.weight, start.lerp(net.encode.weight, 0.5))
+
+
+def test_frozen_parameters_are_copied_at_the_first_update_and_then_left_until_they_are_written_to():
     net = student()
     net.conv.requires_grad_(False)
     teacher = Teacher(net, temporal_moving_average(0.5))
     walk(net, 0)  # as if weights were loaded
     loaded = tensors(net)
     teacher.update(net)
-    walk(net, 1)
-    teacher.update(net)
     assert torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
     assert not torch.equal(teacher.module.scale, loaded["scale"])
-    net.conv.requires_grad_(True)  # unfrozen later, they follow
+    own = teacher.module.conv.weight.fill_(7).clone()  # to see that nothing is done to it
+    for step in (1, 2):
+        with torch.no_grad():
+            net.scale.add_(step)
+        teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, own)
+    walk(net, 3)
     teacher.update(net)
-    assert not torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
+    assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
 
 
-def test_parameters_frozen_in_mid_training_are_where_an_average_of_them_would_end():
+def test_an_unfrozen_parameter_follows():
     net = student()
+    net.conv.requires_grad_(False)
     teacher = Teacher(net, temporal_moving_average(0.5))
+    teacher.update(net)
+    own = teacher.module.conv.weight.fill_(7).clone()
+    net.conv.requires_grad_(True)
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
+
+
+@pytest.mark.parametrize("needs_gradient", [lambda step: False, lambda step: step % 2, lambda step: step < 2])
+def test_what_is_trained_is_averaged_whether_or_not_it_needs_a_gradient_when_update_is_called(needs_gradient):
+    """As where a generator is frozen while the other network trains, or from some step on."""
+    net = student()
+    average, teacher = Teacher(net, temporal_moving_average(0.9)), Teacher(net, temporal_moving_average(0.9))
+    for each in (average, teacher):
+        each.update(net)
+    for step in range(6):
+        walk(net.requires_grad_(True), step)
+        average.update(net)
+        net.requires_grad_(bool(needs_gradient(step)))
+        teacher.update(net)
+    assert_equal(tensors(teacher.module), tensors(average.module))
+
+
+def test_a_second_student_is_not_taken_for_the_first():
+    one, other = student(0), student(1)
+    teacher = Teacher(one, temporal_moving_average(0.5))
+    teacher.update(one)
+    teacher.update(other)
+    assert torch.equal(teacher.module.conv.weight, one.conv.weight.lerp(other.conv.weight, 0.5))
+
+
+def test_a_unit_or_group_set_later_is_the_one_that_draws_and_is_saved():
+    net = student()
+    teacher, other = Teacher(net, STS), Teacher(net, STS, unit="element", group=lambda name: "all")
+    for each in (teacher, other):
+        each.update(net)
+    teacher.unit, teacher.group = other.unit, other.group
+    walk(net, 0)
+    for each in (teacher, other):
+        each.update(net)
+    assert_equal(tensors(teacher.module), tensors(other.module))
+    other.load_state_dict(teacher.state_dict())
+
+
+class Called(nn.Module):
+    """A network whose part is called like DistributedDataParallel's, beside a parameter of the same name as its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.module, self.weight = nn.Linear(2, 3), nn.Parameter(torch.zeros(5))
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity(), nn.DataParallel, torch.compile])
+def test_a_part_called_like_a_wrapper_is_none(wrap):
+    net = wrap(Called())
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    expected = {
+        name: t.lerp(s, 0.5) for (name, t), s in zip(tensors(teacher.module).items(), net.parameters(), strict=True)
+    }
+    teacher.update(net)
+    assert_equal(tensors(teacher.module), expected)
+
+
+def test_a_teacher_built_in_inference_mode_is_updated_outside_of_it():
+    net = student()
+    with torch.inference_mode():
+        teacher = Teacher(net, temporal_moving_average(0.5))
     walk(net, 0)
     teacher.update(net)
-    assert not torch.equal(teacher.module.conv.weight, net.conv.weight)
-    net.conv.requires_grad_(False)
+    assert teacher.step == 1 and not teacher.module.conv.weight.equal(net.conv.weight)
+
+
+def test_buffers_that_are_kept_may_take_another_shape():
+    net = student()
+    teacher = Teacher(net, temporal_moving_average(0.5), buffers="keep")
+    net.bn.running_mean = torch.zeros(99)
     teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, net.conv.weight)
+    assert teacher.step == 1 and teacher.module.bn.running_mean.shape == (8,)
 
 
 def test_a_float32_teacher_of_a_bfloat16_student_moves():
@@ -283,6 +375,15 @@ def test_saved_at_step_17_and_loaded_in_a_new_process_it_goes_on_to_the_bit(tmp_
     paths = [str(tmp_path / "17.ckpt"), str(tmp_path / "37.ckpt"), str(Path(__file__).parents[1]), unit]
     subprocess.run([sys.executable, "-c", CONTINUE, *paths], check=True, timeout=120)
     assert_equal(torch.load(tmp_path / "37.ckpt", weights_only=True), tensors(teacher.module))
+
+
+def test_a_state_counts_the_updates_that_were_skipped():
+    net = student()
+    teacher, other = (Teacher(net, STS, on_nonfinite="skip") for _ in range(2))
+    net.scale.data.fill_(torch.nan)
+    teacher.update(net)
+    other.load_state_dict(teacher.state_dict())
+    assert (other.step, other.skipped) == (teacher.step, teacher.skipped) == (0, 1)
 
 
 def test_update_every_acts_at_every_nth_call():
@@ -387,12 +488,25 @@ def test_a_copy_of_a_teacher_is_a_teacher_of_its_own():
     teacher = Teacher(net, STS, seed=2)
     walk(net, 0)
     teacher.update(net)
-    other = copy.deepcopy(teacher)
-    for each in (teacher, other):
-        walk(net, 1)
-        each.update(net)
-        walk(net, 2)
-    assert other.step == 2 and other.module.scale is not teacher.module.scale
+    others = [copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))]
+    walk(net, 1)
+    teacher.update(net)
+    for other in others:
+        assert other.step == 1
+        other.update(net)
+        assert_equal(tensors(other.module), tensors(teacher.module))
+        assert other.module.scale is not teacher.module.scale
+
+
+def test_a_copy_of_a_compiled_teacher_answers_by_its_own_weights():
+    teacher = Teacher(student(), STS)
+    teacher.compile(backend="eager")
+    x = torch.ones(2, 3, 8, 8)
+    answer = teacher(x)
+    for other in (copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
+        assert torch.equal(other(x), answer)
+        other.module.scale.zero_()
+        assert not other(x).any() and torch.equal(teacher(x), answer)
 
 
 def test_a_compiled_training_step_updates_as_a_plain_one():

@@ -10,6 +10,7 @@ from spatial_ensemble import (
     spatial_ensemble,
     spatial_temporal_smoothing,
 )
+from spatial_ensemble.smoothing import kernels
 
 STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.7)
 
@@ -35,6 +36,10 @@ def reshaped_in_place(net):
     net.conv.bias.data = torch.zeros(1)
 
 
+def cut_in_place(net):
+    net.conv.weight.data = net.conv.weight.data[:4]  # the same memory and strides
+
+
 def untied(net):
     net.decode.weight = nn.Parameter(net.encode.weight.detach().clone())
 
@@ -47,11 +52,15 @@ def untied(net):
         (extra_in_a_module_that_had_none, "extra 'conv.adapter.weight', 'encode.mean'"),
         (reshaped, r"'conv.*' has shape \(9,"),
         (reshaped_in_place, r"'conv.bias' has shape \(1,\)"),
+        (cut_in_place, r"'conv.weight' has shape \(4, 3, 3, 3\)"),
         (untied, "'decode.weight' and 'encode.weight' are one tied tensor in the teacher, and two in the student"),
     ],
 )
 @pytest.mark.parametrize("seen", [False, True], ids=["new student", "student changed since"])
-def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil, message, seen):
+@pytest.mark.parametrize("kernel", ["plain", "chosen"])
+def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil, message, seen, kernel, monkeypatch):
+    if kernel == "plain":
+        monkeypatch.setattr(kernels, "_cpu", lambda: None)
     net = student()
     teacher = Teacher(net, spatial_ensemble(0.0))
     if seen:
@@ -65,11 +74,28 @@ def test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged(spoil,
     assert teacher.step == step
 
 
-def test_a_state_of_another_unit_is_refused():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit": "channel"}, "unit='channel', this one 'tensor'"),
+        ({"buffers": "copy"}, "buffers='copy', this one 'average'"),
+        ({"update_every": 2}, "update_every=2, this one 1"),
+    ],
+)
+def test_a_state_that_would_go_on_otherwise_is_refused(options, message):
     net = student()
-    state = Teacher(net, STS, unit="channel").state_dict()
-    with pytest.raises(ValueError, match="saved teacher has unit='channel', this one 'tensor'"):
+    state = Teacher(net, STS, **options).state_dict()
+    with pytest.raises(ValueError, match=f"saved teacher has {message}"):
         Teacher(net, STS).load_state_dict(state)
+
+
+def test_a_module_that_shares_a_tensor_with_the_student_is_refused():
+    net, other = student(), student()
+    other.conv.weight = net.conv.weight
+    for module in (net, other):
+        with pytest.raises(ValueError, match=r"module shares its tensor '.*' with the student"):
+            Teacher(net, STS, module=module)
+    assert all(parameter.requires_grad for parameter in net.parameters()) and net.training
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])
@@ -92,12 +118,30 @@ def test_a_nonfinite_student_leaves_the_teacher_as_it_was(policy):
 
 
 @pytest.mark.parametrize("buffers", ["average", "copy"])
-def test_buffers_are_searched_too(buffers):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_buffers_are_searched_too(buffers, dtype):
     net = student()
+    net.register_buffer("waves", torch.full((3,), 3e38, dtype=dtype))  # whose absolute value is more than float32 holds
+    net.waves += 3e38j if dtype.is_complex else 0
     teacher = Teacher(net, STS, buffers=buffers, on_nonfinite="raise")
-    net.bn.running_mean[2] = torch.nan
-    with pytest.raises(ValueError, match=r"'bn.running_mean' is not finite at step 0"):
+    teacher.update(net)
+    net.waves[2] = torch.nan
+    with pytest.raises(ValueError, match=r"'waves' is not finite at step 1"):
         teacher.update(net)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_frozen_parameter_is_searched_where_it_is_taken(first):
+    net = student()
+    net.conv.requires_grad_(False)
+    net.scale.requires_grad_(False).fill_(-torch.inf)  # a mask, say: the teacher has it already
+    teacher = Teacher(net, STS, on_nonfinite="raise")
+    if not first:
+        teacher.update(net)
+    net.conv.weight[0] = torch.nan
+    with pytest.raises(ValueError, match=r"'conv.weight' is not finite"):
+        teacher.update(net)
+    assert teacher.module.conv.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(

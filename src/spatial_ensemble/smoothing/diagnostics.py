@@ -43,14 +43,14 @@ def fraction_replaced(teacher: Teacher) -> float:
         >>> fraction_replaced(teacher)
         1.0
     """
-    places = teacher.places()
-    since = teacher.step % teacher.update_every  # updates that did not act
-    moved = total = 0
-    for name, age in ages(teacher).items():
-        where = places[name]
-        moved += int((age == since).sum()) * where.unit_size if teacher.step > since else 0
-        total += where.units * where.unit_size
-    return moved / total if total else 0.0
+    places = teacher.places().values()
+    total = sum(where.units * where.unit_size for where in places)
+    last = teacher.step - teacher.step % teacher.update_every - 1  # the last that acted
+    momentum, preserve_prob = teacher.smoothing.at(last) if last >= 0 else (1.0, 1.0)
+    if not total or momentum == 1 or preserve_prob == 1:
+        return 0.0
+    bound = threshold(preserve_prob)
+    return sum(int((_draws(where, last) >= bound).sum()) * where.unit_size for where in places) / total
 
 
 def distance(teacher: Teacher, student: nn.Module) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """Which tensor of the student belongs to which tensor of the teacher: by canonical name, never by order."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from operator import is_
 
+import torch
 from torch import Tensor, nn
 
-from spatial_ensemble.smoothing.shards import is_sharded, reshard
+from spatial_ensemble.smoothing.shards import is_sharded, local, reshard
 
 # What DistributedDataParallel, torch.compile, activation checkpointing, FSDP and Lightning Fabric put into names.
 _WRAPPERS = frozenset(
@@ -49,13 +50,17 @@ class Pair:
 class Pairing:
     """All pairs of a teacher and a student, valid until either module holds other tensors.
 
+    Args:
+        teacher, student: the modules.
+        buffers: whether buffers take part.
+
     Raises:
         ValueError: a tensor that is missing, extra, of another shape, otherwise sharded or no longer tied; it is named.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module):
+    def __init__(self, teacher: nn.Module, student: nn.Module, *, buffers: bool = True):
         reshard(teacher, student)
-        theirs, students = _named_tensors(teacher), _named_tensors(student)
+        theirs, students = _named_tensors(teacher, buffers), _named_tensors(student, buffers)
         missing, extra = sorted(theirs.keys() - students.keys()), sorted(students.keys() - theirs.keys())
         if missing or extra:
             raise ValueError(
@@ -72,14 +77,15 @@ class Pairing:
                     f"the student's tensor {name!r} has shape {_describe(s)}, the teacher's {_describe(t)}; "
                     "they must have the same shape and be sharded alike"
                 )
-        first: dict[int, str] = {}
+        first: dict[Hashable, str] = {}
         for name in sorted(theirs):
-            first.setdefault(id(theirs[name][0]), name)
+            first.setdefault(memory(theirs[name][0]), name)
         self.pairs = [Pair(name, theirs[name][0], students[name][0], theirs[name][1]) for name in first.values()]
         for name, (t, _) in theirs.items():
-            if students[name][0] is not students[first[id(t)]][0]:
+            one = first[memory(t)]
+            if memory(students[name][0]) != memory(students[one][0]):
                 raise ValueError(
-                    f"{first[id(t)]!r} and {name!r} are one tied tensor in the teacher, and two in the student: tie "
+                    f"{one!r} and {name!r} are one tied tensor in the teacher, and two in the student: tie "
                     "them again, or build a new Teacher from this student"
                 )
         owners = [*_owners(teacher), *_owners(student)]
@@ -96,18 +102,26 @@ class Pairing:
         return list(chain(self._owners)), list(chain(map(dict.values, self._owners)))
 
 
-def _named_tensors(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
+def memory(tensor: Tensor) -> Hashable:
+    """The same for tensors that are one, or that lie in the same memory, as tied weights do after `assign=True`."""
+    part = local(tensor)
+    if type(part) in (Tensor, nn.Parameter) and part.layout == torch.strided and part.data_ptr():
+        return part.device, part.data_ptr(), part.shape, part.stride()
+    return id(tensor)
+
+
+def _named_tensors(module: nn.Module, buffers: bool) -> dict[str, tuple[Tensor, bool]]:
     """Canonical name -> (tensor, is it a buffer), every name of a tied tensor included."""
+    module = unwrap(module)
+    named: dict[str, tuple[Tensor, bool]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        named[name] = parameter, False
+    for name, buffer in module.named_buffers(remove_duplicate=False) if buffers else ():
+        named[name] = buffer, True
     found: dict[str, tuple[Tensor, bool]] = {}
-    for is_buffer, named in (
-        (False, module.named_parameters(remove_duplicate=False)),
-        (True, module.named_buffers(remove_duplicate=False)),
-    ):
-        for raw, tensor in named:
-            name = canonical_name(raw)
-            if name in found and found[name][0] is not tensor:
-                raise ValueError(f"two tensors have the name {name!r} once wrappers are stripped, one of them {raw!r}")
-            found[name] = tensor, is_buffer
+    for name, entry in named.items():
+        if found.setdefault(canonical_name(name), entry)[0] is not entry[0]:
+            return named  # a submodule is called like a wrapper without being one
     return found
 
 
@@ -117,7 +131,8 @@ def _owners(module: nn.Module) -> Iterator[dict[str, object]]:
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...] | None:
-    return (*tensor.placements, tuple(tensor.device_mesh.shape)) if is_sharded(tensor) else None
+    """How a tensor is cut, and which rank has which part."""
+    return (*tensor.placements, tensor.device_mesh.mesh.tolist()) if is_sharded(tensor) else None
 
 
 def _describe(tensor: Tensor) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from spatial_ensemble.smoothing.shards import is_sharded, local, rows
 if TYPE_CHECKING:
     from spatial_ensemble.smoothing.teacher import Teacher
 
-_Pieces = dict[str, tuple[tuple[int, ...], bytes]]  # name -> (where a rank's part lies and its size, its hash)
+_Pieces = dict[str, tuple[tuple[object, ...], bytes]]  # name -> (where a rank's part lies and what it is, its hash)
 
 
 def fingerprint(teacher: Teacher) -> str:
@@ -31,10 +30,11 @@ def fingerprint(teacher: Teacher) -> str:
 def verify(teacher: Teacher) -> dict[int, list[str]]:
     """{rank: names of the tensors in which it differs from the majority of the ranks that hold the same piece}.
 
-    The counters `step` and `skipped`, on which all draws to come depend, are compared under the name "(step)".
+    What all draws to come depend on (step, seed, unit and the like) is compared under the name "(step)".
 
     Hashes are compared, 16 bytes a tensor and rank. On a tie the lowest rank is taken to be right. A shard that no
-    other rank holds has nothing to be compared with.
+    other rank holds has nothing to be compared with. Ranks may hold other parts of a model, if equal names, shapes and
+    dtypes mean the same tensor.
     """
     found: dict[int, list[str]] = {}
     for name, rank, _ in _deviations(teacher):
@@ -43,21 +43,25 @@ def verify(teacher: Teacher) -> dict[int, list[str]]:
 
 
 def repair(teacher: Teacher) -> dict[int, list[str]]:
-    """Send every tensor that `verify` names from a rank of the majority; returns what `verify` found before."""
+    """Send every tensor that `verify` names from a rank of the majority; returns what `verify` found before.
+
+    Raises:
+        ValueError: a rank's teacher has another unit, buffers or update_every than the majority's.
+    """
     found: dict[int, list[str]] = {}
     tensors = _tensors(teacher)
-    device = local(next(iter(tensors.values()))).device if tensors else torch.device("cpu")
-    tensors["(step)"] = torch.tensor([teacher.step, teacher.skipped], device=device)
     for name, rank, source in _deviations(teacher):
         found.setdefault(rank, []).append(name)
-        tensor = local(tensors[name]).detach()
-        if dist.get_rank() == source:
-            dist.send(tensor.contiguous(), dst=rank)
+        tensor = local(tensors[name]).detach() if name in tensors else None
+        if dist.get_rank() == source:  # as objects, which any backend sends, wherever the tensors are
+            dist.send_object_list([teacher.get_extra_state() if tensor is None else tensor.cpu()], dst=rank)
         elif dist.get_rank() == rank:
-            received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-            dist.recv(received, src=source)
-            tensor.copy_(received)
-    teacher.step, teacher.skipped = tensors["(step)"].tolist()
+            received: list[Any] = [None]
+            dist.recv_object_list(received, src=source)
+            if tensor is None:
+                teacher.set_extra_state(received[0])
+            else:
+                tensor.copy_(received[0])
     return found
 
 
@@ -66,15 +70,15 @@ def _deviations(teacher: Teacher) -> list[tuple[str, int, int]]:
     if not (dist.is_available() and dist.is_initialized()):
         return []
     own: _Pieces = {
-        name: ((*rows(tensor, name), local(tensor).numel()), _hash(local(tensor)))
-        for name, tensor in _tensors(teacher).items()
+        name: ((*rows(t, name), local(t).numel(), tuple(t.shape), str(t.dtype)), _hash(local(t)))
+        for name, t in _tensors(teacher).items()
     }
-    own["(step)"] = (), f"{teacher.step} {teacher.skipped}".encode()
+    own["(step)"] = (), repr(teacher.get_extra_state()).encode()
     gathered: list[_Pieces] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
     deviations = []
     for name in {name: None for pieces in gathered for name in pieces}:  # ranks may hold different parts of a model
-        holders: dict[tuple[int, ...], dict[bytes, list[int]]] = {}
+        holders: dict[tuple[object, ...], dict[bytes, list[int]]] = {}
         for rank, pieces in enumerate(gathered):
             if name in pieces:
                 piece, value = pieces[name]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 
 Schedule = Callable[[int], float]
 
@@ -104,6 +105,6 @@ def _value(name: str, value: float | Schedule, step: int) -> float:
 
 
 def _probability(name: str, value: object, where: str = "") -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}{where}")
     return float(value)

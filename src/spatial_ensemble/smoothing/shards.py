@@ -80,10 +80,9 @@ def rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
 def least(value: int, tensors: list[Tensor]) -> int:
     """The least value on the ranks that share these tensors' shards; no communication if none is sharded."""
     meshes = [tensor.device_mesh for tensor in tensors if is_sharded(tensor)]
-    if not meshes:
-        return value
-    mesh = max(meshes, key=lambda mesh: mesh.ndim)  # FSDP beside tensor parallelism: some tensors know one of two
-    flag = torch.tensor(value, device=mesh.device_type)
-    for group in mesh.get_all_groups():
+    groups = {group.group_name: (group, mesh.device_type) for mesh in meshes for group in mesh.get_all_groups()}
+    for group, device in groups.values():  # FSDP beside tensor parallelism: some tensors know one of two
+        flag = torch.tensor(value, device=device)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
-    return int(flag)
+        value = int(flag)
+    return value

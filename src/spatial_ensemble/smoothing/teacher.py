@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spatial_ensemble.smoothing import diagnostics, ranks
 from spatial_ensemble.smoothing.draw import Place
 from spatial_ensemble.smoothing.kernels.plain import capturing
-from spatial_ensemble.smoothing.pairing import Pair, Pairing, unwrap
+from spatial_ensemble.smoothing.pairing import Pair, Pairing, memory, unwrap
 from spatial_ensemble.smoothing.plan import Plan
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.shards import is_fsdp, local, reshard
@@ -29,15 +29,16 @@ class Teacher(nn.Module):
     The teacher is an exact copy at first, gets no gradients, and stays in eval mode whatever a parent module's
     `train()` says; `teacher.module.train()` puts it into train mode. Masks are a function of (seed, step, canonical
     name, index in the global tensor) alone: every rank and shard draws alike, and no communication is needed.
-    `state_dict()` holds weights, step and seed, sharded or not, and is refused by a teacher of another unit, buffers or
-    update_every; the rule, its schedules and the group are functions, and have to be given anew. torch.distributed.
-    checkpoint saves and loads {"teacher": teacher} at any number of ranks.
+    `state_dict()` holds what the network itself saves, step and seed, sharded or not, and is refused by a teacher of
+    another unit, buffers or update_every; the rule, its schedules and the group are functions, and have to be given
+    anew. torch.distributed.checkpoint saves and loads {"teacher": teacher} at any number of ranks.
 
     Args:
         student: the network to copy, perhaps wrapped by DistributedDataParallel or torch.compile.
         smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
         unit: which weights share one draw: all that one module owns ("layer"), one parameter ("tensor", as in the
-            paper's released code), one slice along dimension 0 ("channel"), or one weight ("element").
+            paper's released code), one slice along dimension 0 ("channel"), or one weight ("element"; slow for weights
+            in channels_last memory, which the compiled kernels do not take with it).
         group: maps a parameter's canonical name to a key; equal keys share their draws.
         buffers: floating buffers are averaged at every step ("average"), copied ("copy"), move under their
             module's draw ("follow", with unit="layer"), or stay ("keep"). Integer buffers are copied unless kept.
@@ -96,20 +97,34 @@ class Teacher(nn.Module):
         self.unit = unit
         self.group = group
         self.buffer_policy = buffers
-        self.seed = operator.index(seed)
+        self.seed = seed
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
         self.step = 0
         self.skipped = 0
         source, what = (unwrap(student), "student") if module is None else (module, "module")
         _check_tensors(source, what, dtype)
-        self.module = (_copy(source) if module is None else module).to(device=device, dtype=dtype)
-        self.module.requires_grad_(False).eval()
+        pairs = [] if module is None else Pairing(module, student).pairs
+        for pair in pairs:
+            if memory(pair.teacher) == memory(pair.student):
+                raise ValueError(f"module shares its tensor {pair.name!r} with the student: give a network of its own")
+        with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+            self.module = (_copy(source) if module is None else module).to(device=device, dtype=dtype)
+            self.module.requires_grad_(False).eval()
         self._plan: Plan | None = None
         if module is not None:
             with torch.no_grad():
                 for pair in Pairing(module, student).pairs:
                     local(pair.teacher).copy_(local(pair.student))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the draws."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._seed = operator.index(seed)  # NumPy's integers would draw under another name
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,6 +142,10 @@ class Teacher(nn.Module):
         """Smooth the student into the teacher; call it once after each optimizer step.
 
         No communication, no device synchronisation (`on_nonfinite` needs them), no memory that grows with the model.
+
+        A parameter that needs no gradient is copied at the first update. After that, while it is equal to the teacher's
+        and is not written to, it is left alone: the rule would change nothing. One that is trained all the same, and
+        frozen only while `update` is called, follows the rule as any other.
 
         Raises:
             ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], or the student is
@@ -152,20 +171,19 @@ class Teacher(nn.Module):
         if self.update_every > 1 and capturing():
             raise RuntimeError(f"update_every={self.update_every} cannot be captured in a CUDA graph: capture with 1")
         if (self.step + 1) % self.update_every == 0:
-            plan.run(self.step, momentum, preserve_prob, buffer_momentum, copy_buffers=self.buffer_policy != "keep")
+            plan.run(self.step, momentum, preserve_prob, buffer_momentum)
         self.step += 1
 
     def places(self) -> dict[str, Place]:
         """Canonical name -> place of its draws, for every tensor under the mask."""
-        plan = self._plan
-        if plan is None or plan.seed != self.seed:
-            plan = Plan(self.module, Pairing(self.module, self.module), self._place, self.seed, frozen=False)
-        return plan.places
+        placed = ((pair.name, self._place(pair)) for pair in Pairing(self.module, self.module).pairs)
+        return {name: where for name, where in placed if where is not None and where.key is not None}
 
     def age(self) -> dict[str, Tensor]:
         """Steps since each unit was last replaced or averaged: int64, [] for a tensor or layer, [units] for finer ones.
 
-        Nothing is stored for it: the ages are found again from the draws. A unit that never moved has age `step`.
+        Nothing is stored for it: the ages are found again from the draws, those of frozen parameters too, and from the
+        present rule at the steps gone by. A unit that never moved has age `step`.
         """
         return diagnostics.ages(self)
 
@@ -174,7 +192,10 @@ class Teacher(nn.Module):
         return ranks.fingerprint(self)
 
     def verify_ranks(self) -> dict[int, list[str]]:
-        """Compare the teachers of all ranks: {rank: [names of tensors unlike the majority's]}, {} if all agree."""
+        """Compare the teachers of all ranks: {rank: [names of tensors unlike the majority's]}, {} if all agree.
+
+        Step, seed and options are compared under the name "(step)".
+        """
         return ranks.verify(self)
 
     def repair(self) -> dict[int, list[str]]:
@@ -207,15 +228,18 @@ class Teacher(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}  # a copy or pickle must not hold on to the student
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_plan": None}  # a copy or pickle must not hold on to the student
 
     def _prepare(self, student: nn.Module) -> Plan:
-        plan, apart = self._plan, self.smoothing.buffer_momentum is not None
-        if plan is None or not plan.holds(student, self.seed, apart):
-            reshard(self.module, student)
-            if plan is None or not plan.holds(student, self.seed, apart):
-                pairing = Pairing(self.module, student)
-                self._plan = plan = Plan(student, pairing, self._place, self.seed, buffers_apart=apart)
+        rule, apart = (self.seed, self.unit, self.group, self.buffer_policy), self.smoothing.buffer_momentum is not None
+        plan = self._plan
+        if plan is None or not plan.holds(student, rule, apart):
+            reshard(self, student)
+            if plan is None or not plan.holds(student, rule, apart):
+                pairing = Pairing(self.module, student, buffers=self.buffer_policy != "keep")
+                plan = Plan(student, pairing, self._place, rule, first=self.step == 0, buffers_apart=apart)
+                self._plan = plan
         return plan
 
     def _place(self, pair: Pair) -> Place | None:

@@ -75,7 +75,11 @@ class Table:
         return [self._students[i] for i in self._rows["nonfinite"].nonzero()[0]]
 
     def _read_layout(self) -> list[object]:
-        return [*map(Tensor.data_ptr, self._tensors), *map(Tensor.stride, self._strided)]
+        return [
+            *map(Tensor.data_ptr, self._tensors),
+            *map(Tensor.numel, self._tensors),
+            *map(Tensor.stride, self._strided),
+        ]
 
 
 def takes(t: Tensor, s: Tensor, place: Place) -> bool:

@@ -213,10 +213,11 @@ def _student(row: Any, start: int, n: int, wide: Any) -> Any:
     else:
         for i in range(n):
             half = uint32(halves[i])
-            # The exponent is rebiased by a multiplication, which is exact and also right for subnormal numbers.
-            magnitude = _bits(_float(uint32((half & uint32(0x7FFF)) << uint32(13))) * float32(2.0**112))
+            magnitude = ((half & uint32(0x7FFF)) << uint32(13)) + uint32(112 << 23)  # the exponent rebiased
             if half & uint32(0x7C00) == uint32(0x7C00):  # inf and NaN
                 magnitude |= uint32(0x7F800000)
+            elif half & uint32(0x7C00) == uint32(0):  # subnormal here, normal in float32
+                magnitude = _bits(float32(half & uint32(0x3FF)) * float32(2.0**-24))
             out[i] = magnitude | (half & uint32(0x8000)) << uint32(16)
     return wide
 

@@ -106,7 +106,7 @@ class Table:
         torch.autograd.graph.increment_version(self._teacher)
 
     def _read_layout(self) -> list[object]:
-        return [(tensor.data_ptr(), tensor.stride()) for tensor in self._tensors]
+        return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in self._tensors]
 
 
 def takes(t: Tensor, s: Tensor, place: Place) -> bool:

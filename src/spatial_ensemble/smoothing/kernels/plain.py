@@ -19,10 +19,11 @@ class Table:
     def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
         # Alike in kind one after another, so that one call moves many.
         self._triples = sorted(triples, key=lambda triple: _kind(*triple[:2]))
+        self._shapes = self._read_shapes()
 
     def holds(self) -> bool:
-        """Whether the table may be used again: always, for each run asks the tensors anew."""
-        return True
+        """Whether no tensor was given another shape; what else may change, each run asks the tensors anew."""
+        return self._read_shapes() == self._shapes
 
     def nonfinite(self) -> list[Tensor]:
         """The student's tensors that hold an inf or NaN."""
@@ -50,6 +51,9 @@ class Table:
                 else:
                     _mix_fragments_(t, s, place, step, threshold, weight)
 
+    def _read_shapes(self) -> list[torch.Size]:
+        return [tensor.shape for t, s, _ in self._triples for tensor in (t, s)]
+
 
 def capturing() -> bool:
     """Whether a CUDA graph is being captured, in which the host's numbers are frozen."""
@@ -62,7 +66,8 @@ def nonfinite(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not filled:
         return []
     alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
-    for tensor, norm in zip(filled, torch._foreach_norm(filled, ord=torch.inf), strict=True):
+    real = [torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor for tensor in filled]
+    for tensor, norm in zip(filled, torch._foreach_norm(real, ord=torch.inf), strict=True):
         alike.setdefault((norm.device, norm.dtype), []).append((tensor, norm))
     found = []
     for pairs in alike.values():
