@@ -205,74 +205,6 @@ def test_buffer_policies(policy):
     assert torch.equal(now["bn.num_batches_tracked"], count["bn.num_batches_tracked"])
 
 
-def test_a_tied_weight_is_updated_once():
-    net = student()
-    start = net.encode.weight.detach().clone()
-    teacher = Teacher(net, temporal_moving_average(0.5))
-    walk(net, 0)
-    teacher.update(net)
-    assert teacher.module.encode.weight is teacher.module.decode.weight
-    assert torch.equal(teacher.module.encode.weight, start.lerp(net.encode.weight, 0.5))
-
-
-def test_a_weight_tied_by_its_memory_alone_is_updated_once():
-    """As after `load_state_dict(torch.load(...), assign=True)`: two parameters, one storage."""
-    net = student()
-    net.decode.weight = nn.Parameter(net.encode.weight.detach())
-    start = net.encode.weight.detach().clone()
-    teacher = Teacher(net, temporal_moving_average(0.5))
-    walk(net, 0)
-    teacher.update(net)
-    assert net.encode.weight is not net.decode.weight
-    assert torch.equal(teacher.module.encode.weight, start.lerp(net.encode.weight, 0.5))
-
-
-def test_frozen_parameters_are_copied_at_the_first_update_and_then_left_until_they_are_written_to():
-    net = student()
-    net.conv.requires_grad_(False)
-    teacher = Teacher(net, temporal_moving_average(0.5))
-    walk(net, 0)  # as if weights were loaded
-    loaded = tensors(net)
-    teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
-    assert not torch.equal(teacher.module.scale, loaded["scale"])
-    own = teacher.module.conv.weight.fill_(7).clone()  # to see that nothing is done to it
-    for step in (1, 2):
-        with torch.no_grad():
-            net.scale.add_(step)
-        teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, own)
-    walk(net, 3)
-    teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
-
-
-def test_an_unfrozen_parameter_follows():
-    net = student()
-    net.conv.requires_grad_(False)
-    teacher = Teacher(net, temporal_moving_average(0.5))
-    teacher.update(net)
-    own = teacher.module.conv.weight.fill_(7).clone()
-    net.conv.requires_grad_(True)
-    teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
-
-
-@pytest.mark.parametrize("needs_gradient", [lambda step: False, lambda step: step % 2, lambda step: step < 2])
-def test_what_is_trained_is_averaged_whether_or_not_it_needs_a_gradient_when_update_is_called(needs_gradient):
-    """As where a generator is frozen while the other network trains, or from some step on."""
-    net = student()
-    average, teacher = Teacher(net, temporal_moving_average(0.9)), Teacher(net, temporal_moving_average(0.9))
-    for each in (average, teacher):
-        each.update(net)
-    for step in range(6):
-        walk(net.requires_grad_(True), step)
-        average.update(net)
-        net.requires_grad_(bool(needs_gradient(step)))
-        teacher.update(net)
-    assert_equal(tensors(teacher.module), tensors(average.module))
-
-
 def test_a_second_student_is_not_taken_for_the_first():
     one, other = student(0), student(1)
     teacher = Teacher(one, temporal_moving_average(0.5))
@@ -294,28 +226,6 @@ def test_a_unit_or_group_set_later_is_the_one_that_draws_and_is_saved():
     other.load_state_dict(teacher.state_dict())
 
 
-class Called(nn.Module):
-    """A network whose part is called like DistributedDataParallel's, beside a parameter of the same name as its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.module, self.weight = nn.Linear(2, 3), nn.Parameter(torch.zeros(5))
-
-
-@pytest.mark.parametrize("wrap", [nn.Identity(), nn.DataParallel, torch.compile])
-def test_a_part_called_like_a_wrapper_is_none(wrap):
-    net = wrap(Called())
-    teacher = Teacher(net, temporal_moving_average(0.5))
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(1)
-    expected = {
-        name: t.lerp(s, 0.5) for (name, t), s in zip(tensors(teacher.module).items(), net.parameters(), strict=True)
-    }
-    teacher.update(net)
-    assert_equal(tensors(teacher.module), expected)
-
-
 def test_a_teacher_built_in_inference_mode_is_updated_outside_of_it():
     net = student()
     with torch.inference_mode():
@@ -323,27 +233,6 @@ def test_a_teacher_built_in_inference_mode_is_updated_outside_of_it():
     walk(net, 0)
     teacher.update(net)
     assert teacher.step == 1 and not teacher.module.conv.weight.equal(net.conv.weight)
-
-
-def test_buffers_that_are_kept_may_take_another_shape():
-    net = student()
-    teacher = Teacher(net, temporal_moving_average(0.5), buffers="keep")
-    net.bn.running_mean = torch.zeros(99)
-    teacher.update(net)
-    assert teacher.step == 1 and teacher.module.bn.running_mean.shape == (8,)
-
-
-def test_a_float32_teacher_of_a_bfloat16_student_moves():
-    net = student().bfloat16()
-    teacher = Teacher(net, temporal_moving_average(0.9999), dtype=torch.float32)
-    start = teacher.module.conv.weight.clone()
-    with torch.no_grad():
-        net.conv.weight.add_(1)
-    for _ in range(10):
-        teacher.update(net)
-    moved = (teacher.module.conv.weight - start).mean()
-    assert teacher.module.conv.weight.dtype == torch.float32
-    assert moved.item() == pytest.approx(1 - 0.9999**10, rel=0.02)
 
 
 CONTINUE = """

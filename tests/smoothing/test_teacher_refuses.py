@@ -189,6 +189,17 @@ def test_bad_arguments_are_named(arguments, message):
         Teacher(student(), STS, **arguments)
 
 
+def test_plain_torch_is_not_captured_where_each_replay_would_preserve_the_same(monkeypatch):
+    monkeypatch.setattr(kernels, "_cpu", lambda: None)
+    monkeypatch.setattr("spatial_ensemble.smoothing.kernels.plain.capturing", lambda: True)
+    net = student()
+    teacher, average = Teacher(net, STS), Teacher(net, spatial_ensemble(0.0))
+    with pytest.raises(RuntimeError, match="plain torch cannot be captured in a CUDA graph"):
+        teacher.update(net)
+    average.update(net)
+    assert (teacher.step, average.step) == (0, 1)
+
+
 def test_a_graph_that_would_not_count_the_updates_between_is_not_captured(monkeypatch):
     net = student()
     teacher = Teacher(net, STS, update_every=2)

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from spatial_ensemble.smoothing.shards import is_sharded, local, reshard
 
-# What DistributedDataParallel, torch.compile, activation checkpointing, FSDP and Lightning Fabric put into names.
-_WRAPPERS = frozenset(
-    {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
-)
+# What DistributedDataParallel, torch.compile, activation checkpointing and Lightning Fabric put into names.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module", "_original_module"})
 
 
 def canonical_name(name: str) -> str:
