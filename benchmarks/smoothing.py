@@ -3,7 +3,8 @@
     python benchmarks/smoothing.py [--quick] [--billion] [--out benchmarks/results/smoothing.md]
 
 All ways take turns within one run, but for the growth, and the medians of their times count. The peers are run as
-their own documentation has it; "the paper's released loop" is written anew from its description.
+their own documentation has it; "the paper's released loop" is written anew from its description. With a CUDA device all
+of it is measured there (smoothing-cuda.md): the device's own time, with the host ahead of it as it is in training.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from spatial_ensemble.smoothing.units import UNITS
 
 MOMENTUM, PRESERVE_PROB = 0.99, 0.7
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "timm", "ema-pytorch", "lightly")
+CUDA = torch.cuda.is_available()
 Way = Callable[[], object]
 
 
@@ -42,10 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="5 updates of ResNet-18, no training steps")
     parser.add_argument("--billion", action="store_true", help="grow to 1 B parameters, which takes 8 GB of memory")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "smoothing.md")
+    default = Path(__file__).parent / "results" / ("smoothing-cuda.md" if CUDA else "smoothing.md")
+    parser.add_argument("--out", type=Path, default=default)
     arguments = parser.parse_args()
     updates = 5 if arguments.quick else 40
     torch.set_num_threads(2)
+    torch.set_default_device("cuda" if CUDA else "cpu")
     names = ["resnet18"] if arguments.quick else ["resnet18", "resnet50", "vit_b_16"]
     lines = ["Milliseconds an update, medians, and in brackets the ratio to the flat `lerp_`.", ""]
     lines += table({name: medians(ways(getattr(torchvision.models, name)()), updates) for name in names})
@@ -53,22 +57,27 @@ def main() -> None:
         "",
         *memory(),
         "",
-        *first_update(),
-        "",
+        *([] if CUDA else [*first_update(), ""]),
         *growth(updates, 7 if arguments.quick else 10 if arguments.billion else 9),
     ]
     if not arguments.quick:
         lines += ["", *shares(4)]
     save(
         arguments.out,
-        "One update of the teacher on the CPU",
+        f"One update of the teacher on {'a GPU' if CUDA else 'the CPU'}",
         "python benchmarks/smoothing.py" + " --quick" * arguments.quick + " --billion" * arguments.billion,
         f"{updates} updates a way (a quarter of them from 100 M parameters up) after 3 for warming up, 2 threads, "
-        f"float32, m = {MOMENTUM}, p = {PRESERVE_PROB}, seed 0; kernel: {'numba' if kernels._cpu() else 'plain torch'}",
+        f"float32, m = {MOMENTUM}, p = {PRESERVE_PROB}, seed 0; kernel: {kernel()}",
         lines,
         PACKAGES,
     )
     print(arguments.out.read_text())
+
+
+def kernel() -> str:
+    if CUDA:
+        return "triton" if kernels._gpu() else "plain torch"
+    return "numba" if kernels._cpu() else "plain torch"
 
 
 def ways(student: nn.Module) -> dict[str, Way]:
@@ -92,6 +101,11 @@ def ways(student: nn.Module) -> dict[str, Way]:
     }
     found |= {f"ours, STS, {unit}": ours(Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit) for unit in UNITS}
     found["ours, SE, tensor"] = ours(Smoothing(0.0, PRESERVE_PROB))
+    if CUDA:
+        found |= {
+            f"ours, STS, {unit}, replayed as a graph": replay(found[f"ours, STS, {unit}"])
+            for unit in ("tensor", "element")
+        }
     timm = ModelEmaV3(student, decay=MOMENTUM)
     averaged_model = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM))
     ema = EMA(student, beta=MOMENTUM, update_after_step=0, update_every=1, include_online_model=False)
@@ -105,6 +119,14 @@ def ways(student: nn.Module) -> dict[str, Way]:
         f"the paper's released loop, p = {PRESERVE_PROB}": released(student, PRESERVE_PROB),
     }
     return found
+
+
+def replay(update: Way) -> Way:
+    update()  # the first cannot be captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update()
+    return graph.replay
 
 
 def unchecked(student: nn.Module) -> Way:
@@ -130,11 +152,24 @@ def medians(ways: dict[str, Way], updates: int, warm_up: int = 3) -> dict[str, f
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(warm_up + updates):
         for way, run in ways.items():
-            start = time.perf_counter()
-            run()
+            taken = timed(run)
             if turn >= warm_up:
-                seconds[way].append(time.perf_counter() - start)
+                seconds[way].append(taken)
     return {way: statistics.median(times) for way, times in seconds.items()}
+
+
+def timed(run: Way) -> float:
+    if not CUDA:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]  # some 10 ms, in which the host gets ahead
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
 def table(measured: dict[str, dict[str, float]]) -> list[str]:
@@ -146,18 +181,17 @@ def table(measured: dict[str, dict[str, float]]) -> list[str]:
 
 
 def memory() -> list[str]:
-    """Peak memory beyond what was held before the updates, by Linux's own high-water mark."""
+    """Peak memory beyond what was held before the updates, by Linux's own high-water mark or the GPU's allocator."""
     student = torchvision.models.resnet50()
     lines = []
     for unit in UNITS:
         teacher = Teacher(student, Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit)
         for _ in range(3):
             teacher.update(student)
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
-        before = status("VmRSS")
+        before = held(peak=False)
         for _ in range(20):
             teacher.update(student)
-        lines.append(f"{unit} {(status('VmHWM') - before) / 1024:.2f} MiB")
+        lines.append(f"{unit} {(held(peak=True) - before) / 2**20:.2f} MiB")
     return [f"Extra memory at the peak, ResNet-50: {', '.join(lines)}."]
 
 
@@ -178,10 +212,16 @@ def first_update() -> list[str]:
     return [f"First update of a process: {cold:.1f} s with compiling, {warm:.1f} s once that is cached on disk."]
 
 
-def status(name: str) -> int:
-    """KiB."""
+def held(*, peak: bool) -> int:
+    """Bytes of memory: the most since the last call without `peak`, or those held now."""
+    if CUDA:
+        if not peak:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM" if peak else "VmRSS")).split()[1])
 
 
 def growth(updates: int, most: int) -> list[str]:
