@@ -1,4 +1,8 @@
+import contextlib
 import copy
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -26,16 +30,19 @@ class Network(pl.LightningModule):
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.student = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        self.build()
         self.stepped: list[dict[str, Tensor]] = []
         self.validated: list[dict[str, Tensor]] = []
+
+    def build(self) -> None:
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
 
     def batch(self) -> Tensor:
         return torch.rand(8, 4, generator=torch.Generator().manual_seed(self.global_step))
 
     def training_step(self, _):
-        return self.student(self.batch()).square().mean()
+        return self.student(self.batch().to(self.dtype)).square().mean()
 
     def validation_step(self, batch, _):
         self.validated.append(weights(self))
@@ -52,6 +59,24 @@ class Network(pl.LightningModule):
         return DataLoader(TensorDataset(torch.rand(64, 4)), batch_size=8)
 
     val_dataloader = train_dataloader
+
+
+class LateNetwork(Network):
+    """Gets its layers in a hook of Lightning's."""
+
+    where = ""
+
+    def __init__(self):
+        super().__init__()
+        del self.student
+
+    def setup(self, stage):
+        if self.where == "setup":
+            self.build()
+
+    def configure_model(self):
+        if self.where == "configure_model" and not hasattr(self, "student"):
+            self.build()
 
 
 class TeachingNetwork(Network):
@@ -149,15 +174,20 @@ def test_validation_sees_the_teacher_and_training_goes_on_with_the_student(tmp_p
     assert equal(weights(model), weights(callback.teacher.module))  # after fit: as with EMAWeightAveraging
 
 
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
-    whole, callback = Network(), WeightSmoothing(STS, seed=5)
-    trainer(tmp_path, callback, max_epochs=3).fit(whole)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])  # of the second, Lightning casts the module late
+@pytest.mark.parametrize("where", ["__init__", "setup", "configure_model"])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch, where, precision):
+    monkeypatch.setattr(LateNetwork, "where", where)
+    network = Network if where == "__init__" else LateNetwork
+    whole, callback = network(), WeightSmoothing(STS, seed=5)
+    trainer(tmp_path, callback, max_epochs=3, precision=precision).fit(whole)
 
     keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=5, save_top_k=-1)  # in the middle of an epoch
-    trainer(tmp_path, WeightSmoothing(STS, seed=5), keep, max_epochs=1, enable_checkpointing=True).fit(Network())
+    first = trainer(tmp_path, WeightSmoothing(STS, seed=5), keep, enable_checkpointing=True, precision=precision)
+    first.fit(network())
     (saved,) = (tmp_path / "kept").glob("*step=5*")
-    resumed, again = Network(), WeightSmoothing(STS, seed=5)
-    trainer(tmp_path, again, max_epochs=3).fit(resumed, ckpt_path=saved, weights_only=True)
+    resumed, again = network(), WeightSmoothing(STS, seed=5)
+    trainer(tmp_path, again, max_epochs=3, precision=precision).fit(resumed, ckpt_path=saved, weights_only=True)
 
     assert len(resumed.stepped) == len(whole.stepped) - 5
     assert equal(resumed.stepped[-1], whole.stepped[-1])
@@ -211,19 +241,65 @@ def test_what_the_module_leaves_out_of_its_state_is_not_put_back(tmp_path):
     assert torch.equal(saved["student.2.weight"], callback.teacher.module.student[2].weight)
 
 
-def test_layers_built_in_configure_model_are_smoothed(tmp_path):
-    class Late(Network):
-        def __init__(self):
-            super().__init__()
-            self.student = None
+@pytest.mark.parametrize("where", ["setup", "configure_model"])
+def test_layers_and_weights_that_a_hook_gives_the_module_are_smoothed(tmp_path, monkeypatch, where):
+    class Pretrained(LateNetwork):
+        def build(self):
+            super().build()
+            nn.init.constant_(self.student[0].weight, 7.0)  # as if loaded
 
-        def configure_model(self):
-            if self.student is None:
-                self.student = nn.Linear(4, 1)
+    monkeypatch.setattr(LateNetwork, "where", where)
+    model, callback = Pretrained(), WeightSmoothing(temporal_moving_average(0.999))
+    trainer(tmp_path, callback, max_steps=1).fit(model)
+    taught, (stepped,) = weights(callback.teacher.module), model.stepped
+    torch.testing.assert_close(taught["student.0.weight"], 7.0 + 0.001 * (stepped["student.0.weight"] - 7.0))
+    assert taught.keys() == stepped.keys()
 
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.float32), ("64-true", torch.float64)])
+def test_where_lightning_casts_the_module_the_teacher_is_precise_be_it_new_or_resumed(tmp_path, precision, dtype):
     callback = WeightSmoothing(STS)
-    trainer(tmp_path, callback).fit(Late())
-    assert callback.teacher.step == 8
+    run = trainer(tmp_path, callback, precision=precision, max_steps=1)
+    run.fit(Network())
+    assert callback.teacher.module.student[0].weight.dtype == dtype
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    trainer(tmp_path, callback, precision=precision, max_steps=2).fit(Network(), ckpt_path=tmp_path / "one.ckpt")
+    assert callback.teacher.module.student[0].weight.dtype == dtype
+
+
+RANK = """
+import sys
+from pathlib import Path
+
+import torch
+from test_lightning import Network, TeachingNetwork, trainer
+
+from spatial_ensemble import temporal_moving_average
+from spatial_ensemble.integrations.lightning import TeacherUpdate, WeightSmoothing
+
+folder, rule = Path(sys.argv[1]), temporal_moving_average(0.999)
+for model, callback in ((Network(), WeightSmoothing(rule)), (TeachingNetwork(rule), TeacherUpdate())):
+    run = trainer(folder, callback, strategy="ddp", devices=2, max_steps=1)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 1.0 + run.global_rank)  # other values on each rank, as without a seed
+    run.fit(model)
+    teacher = model.teacher if isinstance(model, TeachingNetwork) else callback.teacher
+    weight = next(teacher.module.parameters()).mean().round()
+    (folder / f"{type(model).__name__}{run.global_rank}").write_text(f"{weight} {teacher.fingerprint()}")
+"""
+
+
+def test_every_ranks_teacher_starts_from_the_weights_of_rank_0(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, tmp_path / "rank.py", tmp_path]  # Lightning starts the second process itself
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for model in ("Network", "TeachingNetwork"):
+        first, second = ((tmp_path / f"{model}{rank}").read_text() for rank in (0, 1))
+        assert first == second
+        assert first.startswith("1.0 ")
 
 
 def test_a_checkpoint_of_lightnings_own_averaging_is_taken_over(tmp_path):
@@ -268,13 +344,50 @@ def test_a_module_with_a_teacher_of_its_own_is_updated_saved_and_resumed(tmp_pat
     assert equal(resumed.stepped[-1], whole.stepped[-1])
 
 
-def test_a_hook_does_not_outlive_its_run(tmp_path):
-    model = TeachingNetwork()
-    run = trainer(tmp_path, TeacherUpdate())
-    run.fit(model)
-    before = model.teacher.fingerprint()
+@pytest.mark.parametrize("smooths", ["the module", "its own teacher"])
+@pytest.mark.parametrize("ends", ["at its end", "by an exception"])
+def test_a_hook_does_not_outlive_its_run(tmp_path, smooths, ends):
+    class Breaks(TeachingNetwork):
+        def training_step(self, _):
+            if ends == "by an exception" and len(self.stepped) == 2:
+                raise RuntimeError("broken")
+            return super().training_step(_)
+
+    model, callback = Breaks(), WeightSmoothing(STS, student="student") if smooths == "the module" else TeacherUpdate()
+    run = trainer(tmp_path, callback)
+    with contextlib.nullcontext() if ends == "at its end" else pytest.raises(RuntimeError, match="broken"):
+        run.fit(model)
+    teacher = callback.teacher if smooths == "the module" else model.teacher
+    assert teacher.step == len(model.stepped) > 0
+    before = teacher.fingerprint()
     run.optimizers[0].step()
-    assert model.teacher.fingerprint() == before
+    assert teacher.fingerprint() == before
+
+
+def test_of_several_optimizers_the_last_that_trains_the_student_counts(tmp_path):
+    class Several(TeachingNetwork):
+        """Three optimizers, of which the first steps 8 times an epoch, the second 4 and the third, on a head, 8."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(1, 1)
+            self.automatic_optimization = False
+
+        def training_step(self, _, index):
+            for number, optimizer in enumerate(self.optimizers()):
+                if number != 1 or index % 2:
+                    optimizer.zero_grad()
+                    self.manual_backward(self.head(self.student(self.batch())).square().mean())
+                    optimizer.step()
+
+        def configure_optimizers(self):
+            return [
+                torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.student[0], self.student[2], self.head)
+            ]
+
+    model = Several()
+    trainer(tmp_path, TeacherUpdate()).fit(model)
+    assert model.teacher.step == 4
 
 
 def test_a_student_that_no_optimizer_trains_is_refused(tmp_path):
@@ -292,3 +405,12 @@ def test_the_copy_is_exact_before_the_first_step(tmp_path):
     initial = copy.deepcopy(weights(model))
     trainer(tmp_path, callback, max_steps=0).fit(model)
     assert equal(weights(callback.teacher.module), initial)
+
+
+def test_a_second_fit_begins_a_new_teacher(tmp_path):
+    callback = WeightSmoothing(STS)
+    trainer(tmp_path, callback).fit(Network())
+    model = Network()
+    initial = weights(model)
+    trainer(tmp_path, callback).fit(model)
+    assert callback.teacher.fingerprint() == replay(initial, model.stepped).fingerprint()

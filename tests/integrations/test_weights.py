@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_ensemble import Teacher, spatial_temporal_smoothing, temporal_moving_average
+from spatial_ensemble import Teacher, UserError, spatial_temporal_smoothing, temporal_moving_average
 from spatial_ensemble.integrations.weights import Loan, copy_student
 
 
@@ -72,6 +72,16 @@ def test_a_bfloat16_student_gets_the_rounded_float32_teacher_and_the_teacher_kee
     with Loan(teacher, student):
         assert torch.equal(student[0].weight, teacher.module[0].weight.bfloat16())
     assert equal(teacher.module.state_dict(), before)
+
+
+def test_a_tensor_that_the_teacher_lacks_is_named_and_nothing_is_lent():
+    student = network()
+    teacher = Teacher(student, temporal_moving_average(0.9))
+    moved(student).append(nn.Linear(2, 1))
+    own = copy.deepcopy(student.state_dict())
+    with pytest.raises(UserError, match=r"the student's tensor '3\.weight' is not in the teacher: build the teacher"):
+        Loan(teacher, student)
+    assert equal(student.state_dict(), own)
 
 
 def test_a_loan_taken_under_inference_mode_can_be_given_back_and_the_student_trained_on():

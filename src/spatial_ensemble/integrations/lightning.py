@@ -6,18 +6,21 @@ Of several optimizers that train the student, it is the last one's steps that co
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.integrations.optimizer import update_after_step
-from spatial_ensemble.integrations.weights import Loan, copy_student
+from spatial_ensemble.integrations.weights import Loan
 from spatial_ensemble.smoothing.pairing import canonical_name
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.teacher import Teacher
+
+# The teacher's dtype where Lightning casts the module: the same in a resumed run, whose teacher is built before that.
+_DTYPES = {"64-true": torch.float64, "bf16-true": torch.float32, "16-true": torch.float32}
 
 
 class TeacherUpdate(pl.Callback):
@@ -64,6 +67,8 @@ class WeightSmoothing(pl.Callback):
     As there, validation within `fit` sees the teacher, a checkpoint's `state_dict` is the teacher's (and
     `current_model_state` the student's), and after `fit` the module holds the teacher's weights. A run resumed from a
     checkpoint goes on to the bit, draws included. Weights-only checkpoints pass callbacks by, and hold the student.
+    Layers and weights that the module gets in its `setup` or `configure_model` are smoothed too; beside a student in
+    half precision ("bf16-true") the teacher is kept in float32.
 
     Args:
         smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
@@ -71,7 +76,7 @@ class WeightSmoothing(pl.Callback):
         options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, ...
 
     Attributes:
-        teacher: the Teacher, from the beginning of `fit` on.
+        teacher: the Teacher, from `on_fit_start` on.
 
     Raises:
         UserError: at the start of training, when no optimizer trains the student.
@@ -90,14 +95,13 @@ class WeightSmoothing(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._loan = None
-            if is_overridden("configure_model", pl_module):
-                pl_module.configure_model()  # Lightning calls it after this, and says that it may be called twice
-            self.teacher = Teacher(pl_module.get_submodule(self._student), self._smoothing, **self._options)
+            self.teacher, self._loan = None, None  # layers, weights and rank 0's values may all come after this
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.teacher is not None and self._options.get("device") is None:
-            self.teacher.to(pl_module.device)  # in setup the module is still on the CPU
+        if self.teacher is None:
+            self._build(trainer, pl_module)
+        elif self._options.get("device") is None:
+            self.teacher.to(pl_module.device)  # when it was built from a checkpoint, the module was still on the CPU
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None
@@ -148,12 +152,16 @@ class WeightSmoothing(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or self.teacher is None:
+        if trainer.state.fn != TrainerFn.FITTING:
             return
         # By now the module holds the average, be it ours or EMAWeightAveraging's; our own state is loaded after this.
-        copy_student(self.teacher, pl_module.get_submodule(self._student))
+        self._build(trainer, pl_module)
         if "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    def _build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        options = {"dtype": _DTYPES.get(trainer.precision)} | self._options
+        self.teacher = Teacher(pl_module.get_submodule(self._student), self._smoothing, **options)
 
     def _lend(self, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None

@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from spatial_ensemble.errors import UserError
 from spatial_ensemble.smoothing.pairing import Pairing, canonical_name
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -19,6 +20,9 @@ class Loan:
     Attributes:
         kept: the student's own tensors by their names in its `state_dict()`, as long as the loan lasts.
 
+    Raises:
+        UserError: the student has a tensor that the teacher lacks; it is named, and the student unchanged.
+
     Example:
         >>> import torch
         >>> from spatial_ensemble import Teacher, temporal_moving_average
@@ -32,6 +36,12 @@ class Loan:
     def __init__(self, teacher: Teacher, student: nn.Module):
         lent = {canonical_name(name): tensor for name, tensor in _tensors(teacher.module).items()}
         self._live = _tensors(student)
+        for name in self._live:
+            if canonical_name(name) not in lent:
+                raise UserError(
+                    f"the student's tensor {name!r} is not in the teacher: build the teacher when the student has all "
+                    "its layers"
+                )
         self._own = {name: tensor.clone() for name, tensor in self._live.items()}
         self.kept = {name: self._own[name] for name in student.state_dict() if name in self._own}
         for name, tensor in self._live.items():
