@@ -52,6 +52,18 @@ def test_frozen_parameters_are_copied_at_the_first_update_and_then_left_until_th
     assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
 
 
+def test_a_state_loaded_into_a_teacher_of_a_frozen_student_is_averaged_on():
+    net, other = student(0), student(1)
+    net.requires_grad_(False)
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    teacher.update(net)
+    saved = Teacher(other, temporal_moving_average(0.5))
+    saved.update(other)
+    teacher.load_state_dict(saved.state_dict())
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, other.conv.weight.lerp(net.conv.weight, 0.5))
+
+
 def test_an_unfrozen_parameter_follows():
     net = student()
     net.conv.requires_grad_(False)

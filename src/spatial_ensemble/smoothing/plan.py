@@ -45,11 +45,11 @@ class Plan:
         self._buffers_apart = buffers_apart
         pairs = pairing.pairs
         still = [pair for pair in pairs if not (pair.is_buffer or pair.student.requires_grad or _unversioned(pair))]
-        self._copied_once = [pair for pair in still if first and not _equal(pair)]
-        resting = [pair for pair in still if first or _equal(pair)]
-        self._resting = [(pair.student, local(pair.student)._version) for pair in resting]
-        at_rest = {pair.name for pair in resting}
-        placed = [(pair, place_of(pair)) for pair in pairs if pair.name not in at_rest]
+        equal = {pair.name for pair in still if _equal(pair)}
+        self._copied_once = [pair for pair in still if first and pair.name not in equal]
+        resting = {pair.name: pair.student for pair in still if first or pair.name in equal}
+        self._resting = [(student, local(student)._version) for student in resting.values()]
+        placed = [(pair, place_of(pair)) for pair in pairs if pair.name not in resting]
         self._moving = [(pair, where) for pair, where in placed if where is not None]
         copied = [pair for pair, where in placed if where is None]
         self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]

@@ -221,6 +221,7 @@ class Teacher(nn.Module):
                     f"build the Teacher with {name}={state[name]!r}"
                 )
         self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
+        self._plan = None  # which was made for other values
 
     def extra_repr(self) -> str:
         return (
