@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import SHORT, Killed, assert_equal, kill_at, without_time
 
 from spatial_ensemble import UserError
 from spatial_ensemble.data.datasets import load
@@ -15,19 +16,6 @@ from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import build_method, describe
 from spatial_ensemble.training.config import Config, read_yaml
 from spatial_ensemble.training.run import check, train
-
-SHORT = Config(
-    "fixmatch",
-    "digits",
-    labels=20,
-    momentum=0.99,
-    steps=30,
-    batch_size=10,
-    lr_schedule="fixmatch",
-    eval_every=10,
-    options={"unlabelled_ratio": 1},
-)
-
 
 DINO = {"method": "dino", "labels": None, "network": "small", "options": {"local_crops": 1}}
 
@@ -40,45 +28,10 @@ class Rigid(torch.nn.Sequential):
         self.num_features = 4
 
 
-class Killed(BaseException):
-    """As SIGKILL leaves no time to tidy up, so nothing may catch this."""
-
-
-def kill_at(step):
-    def on_step(done):
-        if done == step:
-            raise Killed
-
-    return on_step
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     out = tmp_path_factory.mktemp("straight") / "run"
     return train(SHORT, out, progress=False)
-
-
-def assert_equal(first, second, where="checkpoint"):
-    """Equal in every tensor, number and name, to the bit."""
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert list(first) == list(second), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list):
-        assert len(first) == len(second), where
-        for index, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_equal(a, b, f"{where}[{index}]")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    else:
-        assert first == second, where
-
-
-def without_time(path):
-    content = checkpoint.load(path)
-    del content["seconds"]
-    return content
 
 
 def test_a_run_writes_its_configuration_log_and_checkpoint(straight):

@@ -1,10 +1,10 @@
 """The training loop. Every draw is a function of the step, so a run resumes at any step as if it had never stopped."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from spatial_ensemble.evaluation.predict import predict
 from spatial_ensemble.methods import Method
 from spatial_ensemble.networks import default_network
 from spatial_ensemble.smoothing.draw import derive_seed, generator
-from spatial_ensemble.training import checkpoint
+from spatial_ensemble.smoothing.kernels.plain import nonfinite
+from spatial_ensemble.training import checkpoint, processes
+from spatial_ensemble.training.averages import Averages, Totals
 from spatial_ensemble.training.build import (
     build_method,
     build_teacher,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 CHECKPOINT, CONFIG, LOG = "last.ckpt", "config.yaml", "log.csv"
+RESERVED = {"step", "teacher_accuracy", "student_accuracy", "loss"}  # names of a row, which no metric may have
 MAY_CHANGE = {"path", "init", "device", "checkpoint_every"}  # between the parts of a run that is resumed
 
 
@@ -92,12 +95,16 @@ def train(
     started = time.monotonic()
     out = Path(out)
     saved = _open(out, resume)
-    config, data = _resolve(config, saved["config"]["network"] if saved else None)
+    network = saved["config"]["network"] if saved else None
+    resolve = partial(_resolve, config, network)
+    # One process alone tells of mistakes before it imports Lightning, which takes seconds.
+    fabric = processes.launch(config) if processes.count() > 1 else None
+    config, data = resolve() if fabric is None else processes.first_alone(fabric, resolve)
     if saved:
         _check_same(out, saved, config, describe(data))
         if saved["step"] >= config.steps:
             return _result(out, saved["history"], saved["seconds"], 0)
-    fabric = _fabric(config)
+    fabric = fabric or processes.launch(config)
     with own_random_state(fabric.device), deterministic_cudnn():
         return _Run(config, out, data, fabric, saved, started).go(progress, on_step)
 
@@ -138,14 +145,13 @@ class _Run:
         self.method.to(fabric.device)
         self.teacher = build_teacher(config, self.method)
         self.start, self.history, self.seconds = 0, list[Row](), 0.0
-        self.running: dict[str, tuple[Tensor, int]] = {}  # sum of a metric, and over how many steps
         if saved:
             load_weights(saved, out / CHECKPOINT, self.method, self.teacher)
         self.optimizer = build_optimizer(self.method, config)
         if saved:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.start, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
-            self.running = {name: (total.to(fabric.device), count) for name, (total, count) in saved["running"].items()}
+        self.running = Averages(fabric, saved["running"] if saved else {})  # since the last evaluation
         self.module, self.stepper = fabric.setup(self.method, self.optimizer)
 
     def go(self, progress: bool, on_step: Callable[[int], None] | None) -> Result:
@@ -195,36 +201,43 @@ class _Run:
                 if buffer.is_floating_point():
                     buffer.copy_(self.mean(buffer))
         self.teacher.update(self.method.student)
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            total, count = self.running.get(name, (torch.zeros_like(value), 0))
-            self.running[name] = total + value, count + 1
+        if reserved := sorted(RESERVED & metrics.keys()):
+            raise UserError(
+                f"{self.config.method} reports a metric by the name of {reserved[0]!r}, which the run reports itself: "
+                "give it another name"
+            )
+        self.running.add({"loss": loss, **metrics})
 
     def evaluate(self, done: int) -> Row:
         """The next row of the history; the averages begin anew."""
-        averages = self.averages(done)
-        self.running = {}
+        averages = {name: total.item() / count for name, (total, count) in self.totals(done).items()}
+        self.running = Averages(self.fabric, {})
         student, teacher = self.method.student, self.teacher.module
         accuracies = [measure(network, self.data, self.method.headline) for network in (teacher, student)]
         return {"step": done, "teacher_accuracy": accuracies[0], "student_accuracy": accuracies[1], **averages}
 
-    def averages(self, done: int) -> Row:
-        """Means over all processes and those steps since the last evaluation that gave the metric.
+    def totals(self, done: int) -> Totals:
+        """What all processes reported since the last evaluation. Asked for before anything is written, so that what is
+        not finite takes no good checkpoint's place.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is not finite, or a weight, which a loss does not show that was computed before.
         """
         before = int(self.history[-1]["step"]) if self.history else 0
-        averages = {name: self.mean(total).item() / count for name, (total, count) in self.running.items()}
-        if not math.isfinite(averages["loss"]):
-            raise UserError(
-                f"the loss is not finite between steps {before} and {done}: lower --lr, in another --out (what "
-                f"{self.out} holds is from before)"
-            )
-        return averages
+        totals, amiss = self.running.totals(), None
+        states = (*self.method.state_dict().values(), *self.teacher.state_dict().values())
+        weights = [value for value in states if isinstance(value, Tensor) and value.is_floating_point()]
+        found = torch.tensor(float(len(nonfinite(weights))), device=self.fabric.device)
+        if self.mean(found) > 0:  # told by all processes, or the others would wait for the one that tells
+            amiss = f"the weights are not finite after step {done}"
+        if "loss" in totals and not math.isfinite(totals["loss"][0]):
+            amiss = f"the loss is not finite between steps {before} and {done}"
+        if amiss:
+            raise UserError(f"{amiss}: lower --lr, in another --out (what {self.out} holds is from before)")
+        return totals
 
     def save(self, done: int) -> None:
-        if self.running:  # nothing that is not finite is to take the place of the checkpoint before
-            self.averages(done)
+        totals = self.totals(done)
         if not self.fabric.is_global_zero:
             return
         content = {
@@ -234,7 +247,7 @@ class _Run:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
-            "running": self.running,
+            "running": totals,
             "seconds": self.elapsed(),
             "data": describe(self.data),
         }
@@ -280,22 +293,6 @@ def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str
             raise UserError(f"{message}: it has trained {saved['step']} steps already")
     if saved["data"] != data:
         raise UserError(f"the images have changed since the run in {out} began: choose another --out")
-
-
-def _fabric(config: Config) -> "Fabric":
-    """Lightning's Fabric: this process alone, or the processes that torchrun started."""
-    from lightning.fabric import Fabric
-
-    processes, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    fabric = Fabric(
-        accelerator=choose_device(config.device).type,
-        strategy="ddp" if processes > 1 else "auto",
-        devices=local,
-        num_nodes=processes // local,
-        precision=config.precision,
-    )
-    fabric.launch()
-    return fabric
 
 
 def _fresh(config: Config, data: ImageData) -> Method:
