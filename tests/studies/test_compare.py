@@ -26,6 +26,7 @@ from spatial_ensemble.studies.compare import compare
 from spatial_ensemble.studies.pool import Event
 from spatial_ensemble.studies.statistics import paired_differences, summarise
 from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.build import stated
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import evaluate
 from spatial_ensemble.training.recipes import default, fixmatch_digits
@@ -213,6 +214,24 @@ def test_other_images_are_no_part_of_the_same_study(tmp_path: Path, in_process: 
     with pytest.raises(UserError, match="the images have changed since the study in"):
         compare(config, tmp_path / "study", seeds=2, smoothings=NAMES)
     assert files(tmp_path / "study") == before
+
+
+def test_options_that_were_not_given_are_those_by_default(tmp_path: Path, in_process: None) -> None:
+    """A study goes on from Python as from the command line, and after an upgrade that brought an option."""
+    some = replace(TINY, steps=2, eval_every=1, options={"unlabelled_ratio": 1})
+    compare(some, tmp_path, seeds=1, smoothings=["se", "tma"])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert configuration(content) == stated(some)
+    del content["config"]["labelled_apart"], content["runs"][1]  # the second was not entered before it was interrupted
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    (tmp_path / ".results.json.7.tmp").touch()
+    second = tmp_path / "runs" / "se-seed0" / "last.ckpt"
+    saved = checkpoint.load(second)
+    del saved["format"], saved["config"]["labelled_apart"]
+    checkpoint.save(second, saved)
+    before = files(tmp_path / "runs")
+    assert len(compare(stated(some), tmp_path, seeds=1, smoothings=["se", "tma"])["runs"]) == 2
+    assert files(tmp_path / "runs") == before and not list(tmp_path.glob(".*"))
 
 
 def test_a_run_of_another_study_is_refused_before_any_starts(study: Study, tmp_path: Path, in_process: None) -> None:

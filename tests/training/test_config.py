@@ -50,6 +50,12 @@ def test_values_out_of_range_are_refused(name, value, message):
         replace(CONFIG, **{name: value})
 
 
+def test_an_option_does_not_take_the_name_of_a_setting():
+    for name in ("lr", "options"):
+        with pytest.raises(UserError, match=f"options of fixmatch hold '{name}', which is a setting of every run"):
+            replace(CONFIG, options={name: 0.5})
+
+
 def test_a_bad_momentum_is_found_under_a_schedule_too():
     for schedule in ("cosine", "warmup"):
         with pytest.raises(UserError, match="momentum must be"):

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from runs import SHORT, Killed, assert_equal, kill_at, without_time
 
-from spatial_ensemble import UserError
+from spatial_ensemble import UserError, cli
 from spatial_ensemble.data.datasets import load
 from spatial_ensemble.methods.fixmatch import FixMatch
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import build_method, describe
+from spatial_ensemble.training.build import build_method, describe, stated
 from spatial_ensemble.training.config import Config, read_yaml
 from spatial_ensemble.training.run import check, train
 
@@ -37,7 +37,7 @@ def straight(tmp_path_factory):
 def test_a_run_writes_its_configuration_log_and_checkpoint(straight):
     out = straight.checkpoint.parent
     assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "last.ckpt", "log.csv", "tensorboard"]
-    assert Config.from_dict(read_yaml(out / "config.yaml")) == replace(SHORT, network="small")
+    assert Config.from_dict(read_yaml(out / "config.yaml")) == replace(stated(SHORT), network="small")
     rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["10", "20", "30"]
     assert [float(row["teacher_accuracy"]) for row in rows] == [row["teacher_accuracy"] for row in straight.history]
@@ -123,6 +123,46 @@ def test_a_run_is_resumed_as_it_was_configured(straight):
     ):
         with pytest.raises(UserError, match=message):
             train(replace(SHORT, **change), straight.checkpoint.parent, resume=True, progress=False)
+
+
+def test_options_that_were_not_given_are_those_by_default(straight, tmp_path, capsys):
+    """From Python, from the command line, and in a run of before there was such an option or setting."""
+    out = straight.checkpoint.parent
+    assert train(SHORT, out, resume=True, progress=False).steps_done == 0
+    assert cli.main(["train", "--resume", "--out", str(out)]) == 0
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    content = checkpoint.load(straight.checkpoint)
+    for name in ("format", "seconds"):
+        content.pop(name)
+    for name in ("labelled_apart", "clip_grad"):
+        del content["config"][name]
+    old = tmp_path / "old"
+    old.mkdir()
+    checkpoint.save(old / "last.ckpt", content | {"seconds": 0.0})
+    assert train(SHORT, old, resume=True, progress=False).steps_done == 0
+    with pytest.raises(UserError, match="has --labelled-apart False, not True"):
+        options = SHORT.options | {"labelled_apart": True}
+        train(replace(SHORT, options=options), old, resume=True, progress=False)
+
+
+def test_a_run_may_end_where_it_was_interrupted(tmp_path):
+    """It is then measured there, as a run of so many steps is."""
+    config = replace(SHORT, lr_schedule="constant", checkpoint_every=3)
+    whole = train(replace(config, steps=3), tmp_path / "whole", progress=False)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "run", progress=False, on_step=kill_at(4))
+    ended = train(replace(config, steps=3), tmp_path / "run", resume=True, progress=False)
+    assert (ended.steps_done, ended.history) == (0, whole.history)
+    assert_equal(without_time(ended.checkpoint), without_time(whole.checkpoint))
+    assert (tmp_path / "run" / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+
+
+def test_what_killed_writes_left_is_cleared_away(tmp_path):
+    for name in (".last.ckpt.7.tmp", ".config.yaml.8.tmp", ".log.csv.9.tmp", ".mine.tmp"):
+        (tmp_path / name).touch()
+    train(replace(SHORT, steps=1), tmp_path, progress=False)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == [".mine.tmp", "config.yaml", "last.ckpt", "log.csv", "tensorboard"]
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(straight):

@@ -20,7 +20,7 @@ from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.statistics import paired_differences, summarise
 from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import restore
+from spatial_ensemble.training.build import restore, stated
 from spatial_ensemble.training.config import Config, SmoothingName
 from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE, check
 
@@ -67,7 +67,7 @@ def compare(
     for flag, value in (("seeds", seeds), ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"--{flag} must be at least 1, got {value}")
-    out = Path(out)
+    out, config = Path(out), stated(config)
     runs = _finished(out, config)
     jobs = [
         Job(
@@ -86,6 +86,7 @@ def compare(
         if begun is not None and checkpoint.load(begun)["data"] != data:
             raise UserError(f"the images have changed since the study in {out} began: choose another --out")
     (out / "runs").mkdir(parents=True, exist_ok=True)
+    checkpoint.clear(out / RESULTS)
     try:
         with (
             Bars([str(job) for job in missing], config.steps, len(jobs) - len(missing)) as bars,
@@ -137,7 +138,7 @@ def _finished(out: Path, config: Config) -> dict[tuple[str, int], dict[str, Any]
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = content["config"]
+        before = _study(stated(Config.from_dict(content["config"])))
         runs = {(run["smoothing"], run["seed"]): run for run in content["runs"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not written by compare: choose another --out") from None
@@ -152,7 +153,8 @@ def _check_started(job: Job) -> None:
     """A run that was interrupted before it entered results.json is of the same configuration, too."""
     if not (job.out / CHECKPOINT).exists():
         return
-    before, now = checkpoint.load(job.out / CHECKPOINT)["config"], job.config.to_dict()
+    saved = checkpoint.load(job.out / CHECKPOINT)["config"]
+    before, now = stated(Config.from_dict(saved)).to_dict(), job.config.to_dict()
     for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED) - {"network"}):
         if before.get(name) != now.get(name):
             raise _another(job.out, name, before.get(name), now.get(name))

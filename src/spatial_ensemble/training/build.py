@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from spatial_ensemble.methods import Method
 from spatial_ensemble.smoothing import Teacher
 from spatial_ensemble.smoothing.draw import derive_seed
 from spatial_ensemble.training.config import Config, build_smoothing
+
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what a checkpoint and YAML can hold
 
 
 @contextmanager
@@ -48,6 +51,21 @@ def deterministic_cudnn() -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
+
+
+def stated(config: Config) -> Config:
+    """The configuration with every option of its method written out, those too that are left at their defaults.
+
+    Raises:
+        UserError: an unknown method.
+
+    Example:
+        >>> stated(Config("linear", "digits")).options
+        {'norm': True}
+    """
+    parameters = inspect.signature(methods.get(config.method)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and isinstance(p.default, PLAIN)}
+    return replace(config, options=defaults | config.options)
 
 
 def build_method(config: Config, data: dict[str, Any]) -> Method:

@@ -28,6 +28,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clear(path: Path) -> None:
+    """Remove what `write_whole` left beside `path` where its process was killed."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint; `content` holds every key of KEYS but "format".
 

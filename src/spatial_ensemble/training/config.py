@@ -114,6 +114,11 @@ class Config:
         ):
             if not ok:
                 raise UserError(f"{_flag(name)} must be {what}, got {getattr(self, name)}")
+        if taken := sorted(self.options.keys() & {f.name for f in fields(Config)}):
+            raise UserError(
+                f"options of {self.method} hold {taken[0]!r}, which is a setting of every run: give it beside the "
+                "options, or give the method's option another name"
+            )
         if self.buffers == "follow" and self.unit != "layer":
             raise UserError(f"--buffers follow needs --unit layer, got --unit {self.unit}")
         build_smoothing(self)

@@ -33,6 +33,7 @@ from spatial_ensemble.training.build import (
     load_weights,
     own_random_state,
     seed_torch,
+    stated,
 )
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import choose_device, measure
@@ -102,7 +103,7 @@ def train(
     config, data = resolve() if fabric is None else processes.first_alone(fabric, resolve)
     if saved:
         _check_same(out, saved, config, describe(data))
-        if saved["step"] >= config.steps:
+        if saved["history"] and saved["history"][-1]["step"] == config.steps:
             return _result(out, saved["history"], saved["seconds"], 0)
     fabric = fabric or processes.launch(config)
     with own_random_state(fabric.device), deterministic_cudnn():
@@ -125,7 +126,8 @@ def check(config: Config) -> dict[str, Any]:
 
 
 def _resolve(config: Config, network: str | None) -> tuple[Config, ImageData]:
-    """The data, and the configuration with its network named."""
+    """The data, and the configuration with its network named and all options stated."""
+    config = stated(config)
     data = load(config.data, config.path, image_size=config.image_size, skip_broken=config.skip_broken)
     return replace(config, network=config.network or network or default_network(data.size)), data
 
@@ -159,14 +161,17 @@ class _Run:
         self.fabric.barrier()  # every process has looked at `out` before the first one writes there
         if first:
             self.out.mkdir(parents=True, exist_ok=True)
+            for name in (CHECKPOINT, CONFIG, LOG):
+                checkpoint.clear(self.out / name)
             checkpoint.write_whole(self.out / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
         with (
             tensorboard(self.out / "tensorboard", self.start + 1, first) as write_row,
             progress_bar(self.start, config.steps, progress and first) as advance,
         ):
-            for step in range(self.start, config.steps):
-                self.step(step)
-                done = step + 1
+            # A run that ends where it had been interrupted has no step to take, but is still to be measured.
+            for done in range(min(self.start + 1, config.steps), config.steps + 1):
+                if done > self.start:
+                    self.step(done - 1)
                 if done % config.eval_every == 0 or done == config.steps:
                     self.history.append(self.evaluate(done))
                     if first:
@@ -279,7 +284,8 @@ def _open(out: Path, resume: bool) -> dict[str, Any] | None:
 
 def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str, Any]) -> None:
     """A run is resumed as it was configured; more steps are fine where no schedule was laid over the whole run."""
-    before, now = saved["config"], config.to_dict()
+    # Options that did not exist when it began, or were not given then, were as they are by default.
+    before, now = stated(Config.from_dict(saved["config"])).to_dict(), config.to_dict()
     for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
         if before.get(name) == now.get(name):
             continue
