@@ -1,8 +1,10 @@
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spatial_ensemble import Teacher, UserError, spatial_temporal_smoothing
@@ -52,11 +54,10 @@ def trainer(folder: Path, callback: TeacherCallback, eval_dataset: object = None
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
-        per_device_train_batch_size=4,
         per_device_eval_batch_size=8,
         learning_rate=0.1,
         max_grad_norm=0.0,
-        **({"max_steps": 8, "save_strategy": "no"} | options),
+        **({"max_steps": 8, "save_strategy": "no", "per_device_train_batch_size": 4} | options),
     )
     made = transformers.Trainer(Network(), arguments, train_dataset=rows(32), eval_dataset=eval_dataset or rows(8))
     made.stepped = []
@@ -121,6 +122,64 @@ def test_evaluations_within_training_see_the_teacher_and_training_goes_on_with_t
     assert equal(run.model.evaluated[-1], run.stepped[-1])
 
 
+def test_evaluations_at_the_end_of_epochs_see_the_teacher_and_training_goes_on_with_the_student(tmp_path):
+    run = trainer(tmp_path, TeacherCallback(STS), eval_strategy="epoch", max_steps=16)
+    run.train()
+    plain = trainer(tmp_path, transformers.TrainerCallback(), max_steps=16)
+    plain.train()
+    assert all(equal(a, b) for a, b in zip(run.stepped, plain.stepped, strict=True))
+    for seen, steps in zip(run.model.evaluated, (8, 16), strict=True):
+        assert equal(seen, weights(replay(run.stepped[:steps]).module))
+
+
+def test_an_evaluation_that_another_callback_calls_off_leaves_the_student_to_train_and_to_be_saved(tmp_path):
+    class CallsOff(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_evaluate = False
+
+    run = trainer(tmp_path, TeacherCallback(STS), eval_strategy="steps", eval_steps=4, save_strategy="epoch")
+    run.add_callback(CallsOff())
+    run.train()
+    plain = trainer(tmp_path, transformers.TrainerCallback())
+    plain.train()
+    assert run.model.evaluated == []
+    assert all(equal(a, b) for a, b in zip(run.stepped, plain.stepped, strict=True))
+    saved = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+    assert equal(saved, run.stepped[-1])
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_after_an_exception_in_an_evaluation_the_same_callback_goes_on_with_the_right_student(tmp_path, resumes):
+    class Begins(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            began.append((weights(run.model), weights(callback.teacher.module)))
+
+    began, callback, whole = [], TeacherCallback(STS), TeacherCallback(STS)
+    options = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    run = trainer(tmp_path / "broken", callback, **options)
+    run.add_callback(Begins())
+    evaluate, run.evaluate = run.evaluate, broken
+    with pytest.raises(RuntimeError, match="broken"):
+        run.train()
+    crashed = run.stepped[3]
+    assert not equal(weights(run.model), crashed)  # nobody gave the student back
+    run.evaluate = evaluate
+    if resumes:
+        uninterrupted = trainer(tmp_path / "whole", whole, **options)
+        uninterrupted.train()
+        run.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-2"))
+        assert all(equal(a, b) for a, b in zip(run.stepped[4:], uninterrupted.stepped[2:], strict=True))
+        assert callback.teacher.fingerprint() == whole.teacher.fingerprint()
+    else:
+        run.train()
+        assert equal(began[1][0], crashed)
+        assert equal(began[1][1], crashed)
+
+
+def broken(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("broken")
+
+
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     whole = TeacherCallback(STS, seed=5)
     uninterrupted = trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=3)
@@ -131,6 +190,101 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     assert len(resumed.stepped) == 5
     assert equal(resumed.stepped[-1], uninterrupted.stepped[-1])
     assert again.teacher.fingerprint() == whole.teacher.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("asked_in", "step", "saved", "options"),
+    [
+        ("on_step_end", 3, 3, {}),  # saved in on_step_begin
+        ("on_step_end", 3, 3, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}),
+        ("on_step_begin", 3, 3, {}),  # in on_pre_optimizer_step
+        ("on_pre_optimizer_step", 3, 4, {}),  # in on_step_end
+        ("on_step_end", 8, 8, {}),  # in on_epoch_end
+    ],
+)
+@pytest.mark.parametrize("stale", [False, True])  # over a checkpoint of an earlier run
+def test_a_checkpoint_that_the_trainer_wrote_on_sigterm_is_resumed_to_the_bit(
+    tmp_path, asked_in, step, saved, options, stale
+):
+    whole, options = TeacherCallback(STS), options | {"max_steps": 12, "enable_jit_checkpoint": True}
+    uninterrupted = trainer(tmp_path / "whole", whole, **options)
+    uninterrupted.train()
+
+    def ask(args, state, control, **kwargs):
+        if state.global_step == step:
+            jit = next(c for c in run.callback_handler.callbacks if hasattr(c, "jit_manager"))
+            jit.jit_manager.is_checkpoint_requested = True  # as three seconds after the signal
+
+    checkpoint = tmp_path / "stopped" / f"checkpoint-{saved}"
+    if stale:
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "teacher.pt").touch()
+        os.utime(checkpoint / "teacher.pt", (0, 0))
+    run = trainer(tmp_path / "stopped", TeacherCallback(STS), **options)
+    asks = transformers.TrainerCallback()
+    setattr(asks, asked_in, ask)
+    run.add_callback(asks)
+    run.train()
+    assert len(run.stepped) < 12
+    again = TeacherCallback(STS)
+    resumed = trainer(tmp_path / "stopped", again, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert len(resumed.stepped) == 12 - saved
+    assert equal(resumed.stepped[-1], uninterrupted.stepped[-1])
+    assert again.teacher.fingerprint() == whole.teacher.fingerprint()
+
+
+def test_a_run_that_saves_nothing_leaves_the_checkpoints_of_others_alone(tmp_path):
+    trainer(tmp_path, TeacherCallback(STS), save_strategy="steps", save_steps=4).train()
+    half, full = (tmp_path / f"checkpoint-{step}" / "teacher.pt" for step in (4, 8))
+    half.unlink()
+    theirs = full.read_bytes()
+    trainer(tmp_path, TeacherCallback(STS, seed=1), enable_jit_checkpoint=True).train()
+    assert not half.exists()
+    assert full.read_bytes() == theirs
+    full.unlink()
+    trainer(tmp_path, TeacherCallback(STS, seed=1)).train()
+    assert not full.exists()
+
+
+def test_a_save_that_is_cut_short_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    def cut_short(content, path):
+        path.write_bytes(b"half of it")
+        raise OSError("no space left")
+
+    callback = TeacherCallback(STS)
+    run = trainer(tmp_path, callback, save_strategy="steps", save_steps=8)
+    run.train()
+    whole = (tmp_path / "checkpoint-8" / "teacher.pt").read_bytes()
+    monkeypatch.setattr(torch, "save", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        callback.on_save(run.args, run.state, run.control)
+    assert (tmp_path / "checkpoint-8" / "teacher.pt").read_bytes() == whole
+
+
+def test_a_hyper_parameter_search_that_saves_is_refused_before_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.integrations, "hp_params", dict)  # its searchers are not installed
+    callback = TeacherCallback(STS)
+    run = trainer(tmp_path, callback, save_strategy="steps", save_steps=4)
+    with pytest.raises(UserError, match=r"cannot be saved in a hyper-parameter search.*save_strategy='no'"):
+        run.train(trial={})
+    assert run.stepped == []
+    run = trainer(tmp_path, callback)
+    run.train(trial={})
+    assert callback.teacher.step == 8
+
+
+def test_an_evaluation_of_an_earlier_training_is_forgotten(tmp_path):
+    class Evaluates(transformers.TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            run.evaluate(rows(8))
+
+    callback = TeacherCallback(STS)
+    trainer(tmp_path, callback, eval_strategy="steps", eval_steps=8).train()
+    run = trainer(tmp_path, callback)
+    run.callback_handler.callbacks.insert(0, Evaluates())  # before ours has ended
+    run.train()
+    assert equal(run.model.evaluated[-1], run.stepped[-1])
 
 
 def test_resuming_without_the_teachers_file_is_refused(tmp_path):

@@ -34,9 +34,9 @@ class TeacherCallback(TrainerCallback):
         teacher: the Teacher, from the beginning of training on.
 
     Raises:
-        UserError: a run is resumed and its checkpoint has no `teacher.pt`, or a step is evaluated twice, as with
+        UserError: a run is resumed and its checkpoint has no `teacher.pt`; or a step is evaluated twice, as with
             evaluation sets in a dict (the Trainer tells a callback when an evaluation ends, but not whether another
-            follows).
+            follows); or a hyper-parameter search saves checkpoints (it does not tell a callback where).
 
     Example:
         >>> callback = TeacherCallback(Smoothing(momentum=0.999, preserve_prob=0.5))
@@ -61,6 +61,15 @@ class TeacherCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._unhook()  # an earlier training may have ended by an exception, of which no callback hears
+        if state.global_step > 0:
+            self._loan = None  # the checkpoint's student lies in the model already
+        self._take_back()
+        self._evaluated = -1
+        if state.is_hyper_param_search and args.save_strategy != "no":
+            raise UserError(
+                "the teacher cannot be saved in a hyper-parameter search, whose folders the Trainer keeps to itself: "
+                "give save_strategy='no'"
+            )
         self.teacher = Teacher(kwargs["model"], self._smoothing, **self._options)
         if state.global_step > 0:
             path = _folder(args, state) / FILE
@@ -77,15 +86,21 @@ class TeacherCallback(TrainerCallback):
     ) -> None:
         self._take_back()  # should another callback have called the evaluation off
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._save_on_sigterm(args, state, control)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._save_on_sigterm(args, state, control)
         if control.should_evaluate:
             self._loan = self.lent(kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_evaluate:
-            self._loan = self.lent(kwargs["model"])
+        self._take_back()  # likewise
+        self.on_step_end(args, state, control, **kwargs)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._hook is not None and self._loan is None and self._evaluated == state.global_step:
@@ -98,7 +113,10 @@ class TeacherCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.teacher is not None and args.should_save:
-            torch.save(self.teacher.state_dict(), _folder(args, state) / FILE)
+            path = _folder(args, state) / FILE
+            temporary = path.with_suffix(".tmp")
+            torch.save(self.teacher.state_dict(), temporary)
+            temporary.replace(path)  # in one piece: a run that is killed leaves the whole file or none
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -107,6 +125,14 @@ class TeacherCallback(TrainerCallback):
         self._take_back()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load(Path(state.best_model_checkpoint) / FILE)  # the Trainer has loaded the student that went with it
+
+    def _save_on_sigterm(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Under `enable_jit_checkpoint` the Trainer saves and stops at, or just before, such an event: no `on_save`."""
+        if not (args.enable_jit_checkpoint and control.should_training_stop):
+            return
+        saved, ours = _folder(args, state) / "trainer_state.json", _folder(args, state) / FILE
+        if saved.is_file() and (not ours.is_file() or ours.stat().st_mtime_ns < saved.stat().st_mtime_ns):
+            self.on_save(args, state, control)
 
     def _load(self, path: Path) -> None:
         assert self.teacher is not None
