@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,19 @@ def test_preserved_tensors_stay():
     train_step(model, 1)
     averaged.update_parameters(model)
     assert torch.equal(averaged.module[0].weight, copied)
+
+
+@pytest.mark.parametrize(("momentum", "preserve_prob"), [(0.5, 1.0), (0.5, 0.5), (1.0, 0.0)])
+def test_its_ages_count_from_the_first_copy(momentum, preserve_prob):
+    model = network()
+    averaged = AveragedModel(model, smoothing=spatial_temporal_smoothing(momentum, preserve_prob))
+    assert not any(averaged.age().values())
+    moved_at = {}
+    for step in range(1, 5):
+        train_step(model, step)
+        before = copy.deepcopy(averaged.module.state_dict())
+        averaged.update_parameters(model)
+        now = averaged.module.state_dict()
+        moved_at |= {name: step for name, _ in model.named_parameters() if not torch.equal(now[name], before[name])}
+        assert {name: int(age) for name, age in averaged.age().items()} == {n: step - at for n, at in moved_at.items()}
+    assert (set(moved_at.values()) == {1}) == (1.0 in (momentum, preserve_prob))

@@ -63,6 +63,10 @@ class AveragedModel(Teacher):
         else:
             self.update(model)
 
+    def age(self) -> dict[str, Tensor]:
+        """Steps since each unit was last replaced or averaged, as of any teacher; the first copy replaced all."""
+        return {name: age.clamp(max=max(self.step - 1, 0)) for name, age in super().age().items()}
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the teacher's module, as torch's class does: `update_bn` depends on it."""
         nn.Module.train(self, mode)
