@@ -1,9 +1,11 @@
 """Each layout against the objects of the package that defines it; MMEngine's, which is not installed, by its rules."""
 
 import ema_pytorch
+import lightning.pytorch as pl
 import pytest
 import timm.utils
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim import swa_utils
 
@@ -70,6 +72,26 @@ def test_ema_pytorch_reads_ours_and_we_read_its(teacher, student):
     assert same(student.state_dict(), ema.online_model)
     assert ema.initted
     assert same(from_layout(ema.state_dict(), "ema-pytorch"), ema.ema_model)
+
+
+def test_lightning_reads_ours_and_we_read_lightnings():
+    class Module(pl.LightningModule):
+        def __init__(self, seed):
+            super().__init__()
+            self.network = network(seed)
+
+    student, module, averaging = Module(0), Module(3), EMAWeightAveraging()
+    teacher = Teacher(Module(1), spatial_temporal_smoothing(0.9, 0.5))
+    teacher.update(student)
+    averaging.setup(None, module, "fit")
+    averaging.on_load_checkpoint(None, module, to_layout(teacher, student, "lightning"))
+    assert same(teacher.module.state_dict(), averaging._average_model.module)
+    assert averaging._average_model.n_averaged == teacher.step
+    assert same(student.state_dict(), module)
+
+    theirs = {"state_dict": module.state_dict()}
+    averaging.on_save_checkpoint(None, module, theirs)
+    assert same(from_layout(theirs, "lightning"), averaging._average_model.module)
 
 
 def test_a_compiled_student_has_the_names_it_was_built_with(teacher, student):
