@@ -1,6 +1,7 @@
 """The command line: parse, call, print. What is heavy to import is imported once the arguments are known to be good."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -104,7 +105,10 @@ def _train(arguments: list[str]) -> None:
         return
     if not result.steps_done:
         print(f"the run in {out} is finished: nothing to do")
-    print(f"teacher {result.teacher_accuracy:.2f} %, student {result.student_accuracy:.2f} %: {result.checkpoint}")
+    if math.isnan(result.teacher_accuracy):
+        print(f"trained, and not judged, since no image has a label: {result.checkpoint}")
+    else:
+        print(f"teacher {result.teacher_accuracy:.2f} %, student {result.student_accuracy:.2f} %: {result.checkpoint}")
 
 
 def _compare(arguments: list[str]) -> None:

@@ -86,6 +86,14 @@ def test_images_of_no_known_class_are_trained_on_and_never_tested_on(tmp_path, p
     assert balanced_indices(more.train.labels, None, more.classes, 0).tolist() == list(range(16))
 
 
+@pytest.mark.parametrize("place", ["unlabelled", "train/unlabelled"])
+def test_images_of_no_known_class_alone(tmp_path, place):
+    write(tmp_path / place, {f"{i}.png": picture(i) for i in range(3)})
+    data = load("folder", str(tmp_path))
+    assert data.classes == () and data.train.labels.tolist() == [-1] * 3 and len(data.test) == 0
+    assert data.test.images.shape == (0, 3, 8, 8)
+
+
 def test_images_of_no_known_class_beside_train_and_test(tmp_path):
     files = {f"{part}/{name}": image for part in ("train", "test") for name, image in classes(2, 2).items()}
     write(tmp_path, files | {"unlabelled/a.png": picture(7), "unlabelled/b.png": b"broken"})

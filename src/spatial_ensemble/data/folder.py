@@ -46,8 +46,8 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
     The layout is path/train/<class>/ and path/test/<class>/ (or path/val/<class>/ where there is no test/). Without
     those two, a fifth of each class, at least one image, is held out as the test set: drawn by seed and file name, so
     that images added or removed move at most as many others. Training images of no known class lie in unlabelled/ (or
-    unlabeled/), at any depth, beside train/ or beside the classes. Files are taken in the order of their names; hidden
-    ones and those of other endings are left alone.
+    unlabeled/), at any depth, beside train/ or beside the classes; there may be no others, and then there is nothing to
+    test on. Files are taken in the order of their names; hidden ones and those of other endings are left alone.
 
     Images of more than 2 GiB decoded stay in their files, and are decoded when they are needed. Of them 2,048 training
     images, evenly spaced, tell whether all are grey, and the mean and deviation. A broken one is an error when it is
@@ -55,7 +55,7 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
     """
     train_root, test_root = _layout(path)
     listing = list_images(train_root, unlabelled=[root / name for root in {path, train_root} for name in UNLABELLED])
-    if len(listing.classes) < 2:
+    if len(listing.classes) == 1:
         raise UserError(f"only one class, {listing.classes[0]!r}, in {train_root}: at least two are needed")
     files, places = listing.files, listing.labels
     if test_root is not None:
@@ -113,10 +113,11 @@ def list_images(root: Path, unlabelled: Sequence[Path] = ()) -> Listing:
     """The images in root/<class>/, and after them those in the folders `unlabelled`, which are no classes.
 
     Raises:
-        UserError: no class folders, or one without an image.
+        UserError: no class folders and no unlabelled image, or a class without an image.
     """
     classes = [folder for folder in _entries(root, folders=True) if Path(folder) not in unlabelled]
-    if not classes:
+    unknown = sorted(file for folder in unlabelled for file in files_below(folder))
+    if not (classes or unknown):
         state = "holds no class folders" if any(root.iterdir()) else "is empty"
         raise UserError(f"{root} {state}: {LAYOUT}")
     files: list[str] = []
@@ -129,7 +130,6 @@ def list_images(root: Path, unlabelled: Sequence[Path] = ()) -> Listing:
         labels += [label] * len(found)
     if stray := _entries(root, folders=False):
         log.warning("left out %d image(s) beside the class folders of %s", len(stray), root)
-    unknown = sorted(file for folder in unlabelled for file in files_below(folder))
     files, labels = files + unknown, labels + [-1] * len(unknown)
     return Listing(root, tuple(Path(folder).name for folder in classes), files, labels)
 
@@ -232,6 +232,9 @@ def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | Non
         kept: int64 [N], which files they are: first those of `listing`, then those of the test folder.
     """
     in_train = kept < len(listing.files)
+    parts = torch.nonzero(in_train).flatten(), torch.nonzero(~in_train).flatten()
+    if not listing.classes:
+        return parts
     counts = torch.bincount(labels[in_train & (labels >= 0)], minlength=len(listing.classes)).tolist()
     name = listing.classes[counts.index(min(counts))]
     if min(counts) == 0:
@@ -239,7 +242,7 @@ def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | Non
     if test_root is not None:
         if in_train.all():
             raise UserError(f"every image of {test_root} is broken")
-        return torch.nonzero(in_train).flatten(), torch.nonzero(~in_train).flatten()
+        return parts
     if min(counts) == 1:
         raise UserError(
             f"class {name!r} has only one image in {listing.root / name}: a training and a test image are needed "

@@ -131,7 +131,7 @@ class Method(nn.Module, ABC):
         Args:
             batch_size: labelled images in a step (unlabelled ones where nothing is labelled), over all processes.
             processes: how many share these images, each with BatchNorm of its own.
-            num_classes: classes of the data set.
+            num_classes: classes of the data set; 0 where no image has a label.
             labelled: labelled images there are.
             size: pixels a side of an image.
 
@@ -139,8 +139,8 @@ class Method(nn.Module, ABC):
             UserError: with what is wrong and what to do.
         """
         name = type(self).__name__
-        if num_classes < 2:
-            raise UserError(f"the data set has {num_classes} class: {name} needs 2 or more to be measured by")
+        if num_classes == 1:
+            raise UserError(f"the data set has one class: {name} needs 2 or more to be measured by")
         if self.labelled_views and labelled == 0:
             raise UserError(f"{name} learns from labels, and no image has one: label some, or use byol, moco or dino")
         if batch_size < 2 * processes and any(isinstance(module, _BatchNorm) for module in self.modules()):

@@ -82,6 +82,8 @@ def compare(
         _check_started(job)
     if missing:
         data = check(config)  # here, before anything is written or any worker started
+        if not data["classes"]:
+            raise UserError(f"no image in {config.path} has a label to compare by: put some into class folders")
         begun = next((job.out / CHECKPOINT for job in jobs if (job.out / CHECKPOINT).exists()), None)
         if begun is not None and checkpoint.load(begun)["data"] != data:
             raise UserError(f"the images have changed since the study in {out} began: choose another --out")

@@ -76,12 +76,14 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
         data: as `describe` gives it: channels, size and classes decide the shape of the network.
 
     Raises:
-        UserError: an unknown network, method or option, or an option out of its range.
+        UserError: an unknown network, method or option, an option out of its range, or no labels for a method of some.
     """
     kind = methods.get(config.method)
     known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if unknown := sorted(set(config.options) - set(known)):
         raise UserError(f"{config.method} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+    if kind.labelled_views and not data["classes"]:
+        raise UserError(f"{config.method} learns from labels, and no image has one: put some into train/<class>/")
     assert config.network is not None
     with own_random_state():
         seed_torch(derive_seed(config.seed, "weights"), torch.device("cpu"))

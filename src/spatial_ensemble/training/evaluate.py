@@ -1,5 +1,6 @@
 """How good the networks of a run are."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ Which = Literal["teacher", "student"]
 
 
 def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: int = 0) -> float:
-    """One number in per cent.
+    """One number in per cent; nan where no image has a label to judge by.
 
     Args:
         student: a network with its `backbone`.
@@ -28,6 +29,8 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
             (the standard one, or the paper's with its BatchNorm1d).
         seed: of the linear probe.
     """
+    if not data.classes:
+        return math.nan
     if protocol == "accuracy":
         return accuracy(student, data.test, data.mean, data.std)
     backbone = student.backbone
@@ -79,6 +82,8 @@ def evaluate(
     if name is None:
         name, folder = config.data, folder or config.path
     data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
+    if not data.classes:
+        raise UserError(f"no image in {folder} has a label to judge by: give --path to images in class folders")
     if data.channels != known["channels"]:
         raise UserError(f"{path} was trained on images of {known['channels']} channel(s), {name} has {data.channels}")
     protocol = protocol or method.headline

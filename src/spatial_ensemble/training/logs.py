@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,8 +77,11 @@ def describe(row: Row) -> str:
     Example:
         >>> describe({"step": 100, "teacher_accuracy": 97.25, "student_accuracy": 96.0, "loss": 0.125})
         'step 100: teacher 97.25 %, student 96.00 %, loss 0.125'
+        >>> describe({"step": 100, "teacher_accuracy": math.nan, "student_accuracy": math.nan, "loss": 0.125})
+        'step 100: loss 0.125'
     """
     if not row:
         return ""
-    accuracies = f"teacher {row['teacher_accuracy']:.2f} %, student {row['student_accuracy']:.2f} %"
-    return f"step {row['step']:g}: {accuracies}, loss {row['loss']:.4g}"
+    loss, teacher = f"loss {row['loss']:.4g}", row["teacher_accuracy"]
+    accuracies = f"teacher {teacher:.2f} %, student {row['student_accuracy']:.2f} %"
+    return f"step {row['step']:g}: {loss if math.isnan(teacher) else f'{accuracies}, {loss}'}"
