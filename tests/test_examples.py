@@ -15,10 +15,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("accumulation.py", r"20 batches, 5 updates"),
         ("averaged_model.py", r"20 students averaged"),
         ("lightning_fit.py", r"Classifier: \d+.*\nMeanTeacher: \d+"),
         ("own_loop.py", r"student: [789]\d\..*\nteacher: [789]\d\."),
         ("resume.py", r"at step 40 the same to the bit"),
+        ("take_over.py", r"20 updates, the last 10 of them here"),
         ("timm_style.py", r"\d+ tensors, momentum 0\.\d+"),
         ("transformers_trainer.py", r"the teacher's loss: \d\.\d+\nupdates: 4"),
     ],
