@@ -337,16 +337,18 @@ def test_the_whole_path_on_a_folder(work, capsys, tmp_path):
 
 
 def test_images_without_a_label_alone_are_learnt_from_and_judged_elsewhere(work, capsys, tmp_path):
-    (tmp_path / "unlabelled").symlink_to(work / "pets" / "train")
-    bare, out = ["--data", "folder", "--path", tmp_path], tmp_path / "run"
+    images, out = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
+    (images / "unlabelled").symlink_to(work / "pets" / "train")
+    bare = ["--data", "folder", "--path", images]
     flags = ["--network", "small", "--batch-size", 4, "--steps", 2]
     code, said, err = run(capsys, "train", "byol", *bare, *flags, "--out", out)
     assert (code, said, err) == (0, f"trained, and not judged, since no image has a label: {out / 'last.ckpt'}\n", "")
     code, said, _ = run(capsys, "evaluate", out / "last.ckpt", "--data", "folder", "--path", work / "pets")
     assert code == 0 and said.startswith("knn of the teacher: ")
     for message, command in (
-        (f"no image in {tmp_path} has a label to judge by", ["evaluate", out / "last.ckpt"]),
-        (f"no image in {tmp_path} has a label to compare by", ["compare", "--method", "byol", *bare, *flags]),
+        (f"no image in {images} has a label to judge by", ["evaluate", out / "last.ckpt"]),
+        (f"no image in {images} has a label to compare by", ["compare", "--method", "byol", *bare, *flags]),
         ("fixmatch learns from labels, and no image has one", ["train", "fixmatch", *bare, *flags]),
     ):
         code, said, err = run(capsys, *command, *(["--out", tmp_path / "no"] if command[0] != "evaluate" else []))
