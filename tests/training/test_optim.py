@@ -62,6 +62,28 @@ def test_lars_scales_the_step_by_the_trust_ratio(decay):
     torch.testing.assert_close(module.weight.detach(), weight - 0.5 * trust * (gradient + decay * weight))
 
 
+@pytest.mark.parametrize("name", ["sgd", "heavyball", "lars", "larc"])
+def test_three_steps_with_momentum(name):
+    """By hand: v <- 0.9 v + g, then w <- w - lr v, or with Nesterov w - lr (g + 0.9 v).
+
+    LARS scales g by its trust, which LARC has in place of the learning rate.
+    """
+    draw = torch.Generator().manual_seed(0)
+    module = nn.Linear(4, 4, bias=False)
+    weight, velocity = module.weight.detach().clone(), torch.zeros(4, 4)
+    optimizer = build_optimizer(module, replace(CONFIG, optimizer=name, lr=0.5))
+    for _ in range(3):
+        module.weight.grad = torch.randn(4, 4, generator=draw)
+        gradient = module.weight.grad + 0.1 * weight
+        if name in ("lars", "larc"):
+            trust = 0.001 if name == "lars" else 0.02 / 0.5
+            gradient *= trust * weight.norm() / (module.weight.grad.norm() + 0.1 * weight.norm())
+        velocity = 0.9 * velocity + gradient
+        weight = weight - 0.5 * (gradient + 0.9 * velocity if name == "sgd" else velocity)
+        optimizer.step()
+        torch.testing.assert_close(module.weight.detach(), weight)
+
+
 def test_larc_never_steps_further_than_sgd():
     module, twin = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     twin.load_state_dict(module.state_dict())
