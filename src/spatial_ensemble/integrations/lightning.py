@@ -157,7 +157,7 @@ class WeightSmoothing(pl.Callback):
         # By now the module holds the average, be it ours or EMAWeightAveraging's; our own state is loaded after this.
         self._build(trainer, pl_module)
         if "current_model_state" in checkpoint:
-            pl_module.load_state_dict(checkpoint["current_model_state"])
+            pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
     def _build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         options = {"dtype": _DTYPES.get(trainer.precision)} | self._options
