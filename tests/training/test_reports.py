@@ -32,6 +32,14 @@ class InfiniteTeacher(FixMatch):
         return super().forward(batch, teacher)
 
 
+class Masked(FixMatch):
+    """With a buffer that is not finite from the start."""
+
+    def __init__(self, backbone, num_classes):
+        super().__init__(backbone, num_classes, unlabelled_ratio=1)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
 class Naming(FixMatch):
     """Reports a metric of any name."""
 
@@ -61,6 +69,12 @@ def test_what_no_loss_shows_takes_no_checkpoints_place(tmp_path, method):
     assert kept["step"] == 2
     states = (*kept["method"].values(), *kept["teacher"].values())
     assert all(value.isfinite().all() for value in states if isinstance(value, torch.Tensor))
+
+
+def test_what_was_not_finite_from_the_start_is_no_mistake(tmp_path):
+    train(replace(SHORT, method=f"{__name__}.Masked", options={}, steps=2), tmp_path / "run", progress=False)
+    kept = checkpoint.load(tmp_path / "run" / "last.ckpt")
+    assert kept["method"]["mask"].tolist() == [0.0, -torch.inf]
 
 
 @pytest.mark.parametrize("name", ["loss", "step", "teacher_accuracy", "student_accuracy"])

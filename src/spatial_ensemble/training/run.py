@@ -154,6 +154,7 @@ class _Run:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.start, self.history, self.seconds = saved["step"], saved["history"], saved["seconds"]
         self.running = Averages(fabric, saved["running"] if saved else {})  # since the last evaluation
+        self.masks = self.nonfinite()  # such as one of attention, with -inf where there is none
         self.module, self.stepper = fabric.setup(self.method, self.optimizer)
 
     def go(self, progress: bool, on_step: Callable[[int], None] | None) -> Result:
@@ -230,9 +231,7 @@ class _Run:
         """
         before = int(self.history[-1]["step"]) if self.history else 0
         totals, amiss = self.running.totals(), None
-        states = (*self.method.state_dict().values(), *self.teacher.state_dict().values())
-        weights = [value for value in states if isinstance(value, Tensor) and value.is_floating_point()]
-        found = torch.tensor(float(len(nonfinite(weights))), device=self.fabric.device)
+        found = torch.tensor(float(len(self.nonfinite() - self.masks)), device=self.fabric.device)
         if self.mean(found) > 0:  # told by all processes, or the others would wait for the one that tells
             amiss = f"the weights are not finite after step {done}"
         if "loss" in totals and not math.isfinite(totals["loss"][0]):
@@ -240,6 +239,14 @@ class _Run:
         if amiss:
             raise UserError(f"{amiss}: lower --lr, in another --out (what {self.out} holds is from before)")
         return totals
+
+    def nonfinite(self) -> set[str]:
+        """The names of tensors, of the method and the teacher, that hold an inf or NaN."""
+        states = {f"method.{name}": value for name, value in self.method.state_dict().items()}
+        states |= {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
+        weights = {name: t for name, t in states.items() if isinstance(t, Tensor) and t.is_floating_point()}
+        found = set(map(id, nonfinite([*weights.values()])))
+        return {name for name, tensor in weights.items() if id(tensor) in found}
 
     def save(self, done: int) -> None:
         totals = self.totals(done)
