@@ -60,7 +60,11 @@ def test_whole_loss_and_the_teachers_temperature(step: int, temperature: float) 
     student = torch.cat([twin.student(global_crops), twin.student(local_crops)]).unflatten(0, (5, -1))
     answers = teacher(global_crops).unflatten(0, (2, -1))
     expected = reference(student, answers, twin.centre, temperature)
-    assert method(batch, teacher)[0].item() == pytest.approx(expected, rel=1e-4)
+    rows = [softmax((answer - twin.centre).tolist(), temperature) for answer in answers.flatten(0, 1)]
+    entropy = sum(-p * math.log(p) for row in rows for p in row) / len(rows)
+    loss, metrics = method(batch, teacher)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert metrics == {"teacher_entropy": pytest.approx(entropy, rel=1e-4)}
 
 
 def test_centre_is_a_saved_moving_average_of_the_teachers_logits() -> None:

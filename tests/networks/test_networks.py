@@ -78,6 +78,38 @@ def test_wide_resnet_activates_with_a_slope_of_a_tenth() -> None:
         torch.testing.assert_close(block(x), expected)
 
 
+def test_wide_resnet_is_the_published_one_from_end_to_end() -> None:
+    """Written plainly; the very first shortcut alone is activated (google-research/fixmatch, libml/models.py)."""
+    torch.manual_seed(0)
+    network = networks.WideResNet(16, 2, channels=3).eval()
+    for parameter in network.parameters():
+        parameter.data.copy_(0.3 * torch.randn(parameter.shape))
+    for name, buffer in network.named_buffers():
+        buffer.copy_(torch.rand(buffer.shape) + 0.5 * name.endswith("var"))
+    state = network.state_dict()
+
+    def activated(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"].view(-1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = (x - mean) / (var + 0.001).sqrt() * weight + bias
+        return torch.where(x > 0, x, 0.1 * x)
+
+    images = torch.randn(2, 3, 16, 16)
+    x = nn.functional.conv2d(images, state["conv.weight"], padding=1)
+    for number in range(6):
+        block, stride = f"blocks.{number}", 2 if number in (2, 4) else 1
+        inner = activated(x, f"{block}.bn1")
+        shortcut = inner if number == 0 else x
+        if number % 2 == 0:
+            shortcut = nn.functional.conv2d(shortcut, state[f"{block}.shortcut.weight"], stride=stride)
+        inner = nn.functional.conv2d(inner, state[f"{block}.conv1.weight"], stride=stride, padding=1)
+        inner = nn.functional.conv2d(activated(inner, f"{block}.bn2"), state[f"{block}.conv2.weight"], padding=1)
+        x = shortcut + inner
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), activated(x, "bn").mean(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+
+
 def test_wide_resnet_of_an_impossible_depth() -> None:
     with pytest.raises(ValueError, match="depth 27"):
         networks.WideResNet(27, 2, channels=3)

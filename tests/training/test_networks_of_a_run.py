@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 
 from spatial_ensemble import UserError, networks
 from spatial_ensemble.data.datasets import load
+from spatial_ensemble.evaluation import linear_accuracy
 from spatial_ensemble.methods.base import Student, classifier
 from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training import predict as module
+from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import evaluate
 from spatial_ensemble.training.export import export
@@ -44,6 +47,37 @@ def test_evaluate_agrees_with_the_run(run):
     assert run.student_accuracy != run.teacher_accuracy
     assert evaluate(run.checkpoint, "digits") == (run.teacher_accuracy, "accuracy")
     assert evaluate(run.checkpoint, "digits", which="student") == (run.student_accuracy, "accuracy")
+
+
+def test_each_linear_protocol_is_its_own(run):
+    path = run.checkpoint
+    backbone, data = restore(checkpoint.load(path), path)[2].module.backbone, load("digits")
+    found = {}
+    for name, protocol in (("linear", "standard"), ("linear-paper", "paper")):
+        found[name] = linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=protocol)
+        assert evaluate(path, protocol=name) == (found[name], name)
+    assert found["linear"] != found["linear-paper"]
+
+
+def test_other_images_are_normalised_as_those_of_the_training(run, tmp_path):
+    """Darker digits: their own mean and deviation would make them bright again."""
+    digits, kept = load("digits"), []
+    for digit in range(10):
+        for number in (digits.test.labels == digit).nonzero().flatten()[:20].tolist():
+            for part in ("train", "test"):
+                file = tmp_path / part / f"{digit}" / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(digits.test.images[number, 0].numpy() // 4).save(file)
+            kept.append(number)
+    network = restore(checkpoint.load(run.checkpoint), run.checkpoint)[1].student.eval()
+    images, labels = digits.test.images[kept] // 4 / 255, digits.test.labels[kept]
+    dark, shares = load("folder", str(tmp_path)), []
+    for data in (digits, dark):
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+        with torch.no_grad():
+            shares.append(100 * (network((images - mean) / std).argmax(1) == labels).double().mean().item())
+    assert abs(shares[0] - shares[1]) > 5
+    assert evaluate(run.checkpoint, "folder", str(tmp_path), which="student")[0] == pytest.approx(shares[0], abs=1)
 
 
 def test_an_export_is_the_network_and_all_that_it_takes_to_use_it(run, tmp_path):
@@ -106,6 +140,21 @@ def test_predict_takes_colour_and_other_sizes(run, images, tmp_path):
     grey.resize((80, 80), Image.Resampling.BOX).save(tmp_path / "large.png")
     assert next(predict(run.checkpoint, tmp_path / "colour.png", which="student"))[1:] == (expected, probability)
     assert next(predict(run.checkpoint, tmp_path / "large.png", which="student"))[1] == expected
+
+
+def test_predict_sees_a_colour_image_in_pillows_grey():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    grey = np.array(Image.fromarray(pixels).convert("L")).astype(int)
+    assert np.abs(module._channels(pixels, 1).numpy()[0] - grey).max() <= 1
+
+
+def test_predict_takes_images_in_parts(run, images, monkeypatch):
+    (images / "2.png").write_text("not an image")
+    whole = list(predict(run.checkpoint, images, skip_broken=True))
+    monkeypatch.setattr(module, "CHUNK", 3)
+    parts = list(predict(run.checkpoint, images, skip_broken=True))
+    assert len(whole) == 9
+    assert parts == [(path, name, pytest.approx(probability, abs=1e-6)) for path, name, probability in whole]
 
 
 def test_predict_names_a_broken_image_or_skips_it(run, images):

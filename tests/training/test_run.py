@@ -12,7 +12,7 @@ from runs import SHORT, Killed, assert_equal, kill_at, without_time
 from spatial_ensemble import UserError, cli
 from spatial_ensemble.data.datasets import load
 from spatial_ensemble.methods.fixmatch import FixMatch
-from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.build import build_method, describe, stated
 from spatial_ensemble.training.config import Config, read_yaml
 from spatial_ensemble.training.run import check, train
@@ -183,6 +183,13 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(straight, tmp_pat
         train(SHORT, tmp_path / "run", progress=False, on_step=kill_at(2))
     result = train(SHORT, tmp_path / "run", resume=True, progress=False)
     assert_equal(without_time(straight.checkpoint), without_time(result.checkpoint))
+
+
+def test_what_is_not_known_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "launch", None)  # which takes seconds
+    for change in ({"method": "nothing"}, {"data": "nothing"}, {"data": "folder", "path": str(tmp_path / "nothing")}):
+        with pytest.raises(UserError, match="nothing"):
+            train(replace(SHORT, **change), tmp_path / "run", progress=False)
 
 
 def test_what_cannot_be_trained_leaves_no_trace(tmp_path):

@@ -86,7 +86,8 @@ def train(
         The history and the last accuracies.
 
     Raises:
-        UserError: anything amiss in the configuration, the data or `out`, which is then left as it was.
+        UserError: anything amiss in the configuration, the data or `out`, which is then left as it was; or a loss or
+            weight that is not finite, which takes no checkpoint's place.
         OSError: `out` cannot be written to.
 
     Example:
