@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+TEXT = b"Once upon a time there was no image.\n" * 9
+
 
 def picture(seed: int, size: int = 8, mode: str = "RGB", width: int | None = None) -> Image.Image:
     channels = () if mode == "L" else (3,)

@@ -1,3 +1,5 @@
+"""Images of a folder as pixels, broken ones, and the user's mistakes."""
+
 import io
 import logging
 import os
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.pictures import classes, encoded, picture, tensor, write
+from data.pictures import TEXT, classes, encoded, picture, tensor, write
 from PIL import Image
 
 from spatial_ensemble.data import folder
@@ -161,7 +163,6 @@ def test_many_images_resized_by_threads_are_those_read_one_by_one(tmp_path):
 
 # Broken images
 
-TEXT, EMPTY = b"Once upon a time there was no image.\n" * 9, b""
 CUT_PNG, CUT_JPEG = encoded(picture(1, 32), "PNG")[:-400], encoded(picture(1, 32), "JPEG")[:-400]
 
 
@@ -170,7 +171,7 @@ CUT_PNG, CUT_JPEG = encoded(picture(1, 32), "PNG")[:-400], encoded(picture(1, 32
     ("name", "content", "reason"),
     [
         ("a/text.png", TEXT, "it is not a PNG, JPEG or WebP image"),
-        ("b/empty.jpg", EMPTY, "it is not a PNG, JPEG or WebP image"),
+        ("b/empty.jpg", b"", "it is not a PNG, JPEG or WebP image"),
         ("a/cut.png", CUT_PNG, "image file is truncated"),
         ("b/cut.jpg", CUT_JPEG, "image file is truncated"),
         ("a/bitmap.png", encoded(picture(1), "BMP"), "it is not a PNG, JPEG or WebP image"),
@@ -256,9 +257,9 @@ NO_IMAGE = "holds no .png, .jpg, .jpeg, .webp"
             "",
             "class 'c' has only one image in {path}/c: a training and a test",
         ),
-        (classes(2, 2) | {"c/0.png": TEXT, "c/1.png": EMPTY}, "", "class 'c' has no image: all of {path}/c are broken"),
+        (classes(2, 2) | {"c/0.png": TEXT, "c/1.png": b""}, "", "class 'c' has no image: all of {path}/c are broken"),
         (
-            {"a/0.png": TEXT, "b/0.png": EMPTY},
+            {"a/0.png": TEXT, "b/0.png": b""},
             "",
             "not one of 2 images can be read; the first: {path}/a/0.png is a broken image",
         ),

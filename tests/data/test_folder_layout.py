@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data.pictures import classes, picture, tensor, write
+from data.pictures import TEXT, classes, picture, tensor, write
 
 from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.splits import balanced_indices
