@@ -37,6 +37,7 @@ from spatial_ensemble.smoothing.units import UNITS
 MOMENTUM, PRESERVE_PROB = 0.99, 0.7
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "timm", "ema-pytorch", "lightly")
 CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
 Way = Callable[[], object]
 
 
@@ -49,10 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     updates = 5 if arguments.quick else 40
     torch.set_num_threads(2)
-    torch.set_default_device("cuda" if CUDA else "cpu")
     names = ["resnet18"] if arguments.quick else ["resnet18", "resnet50", "vit_b_16"]
     lines = ["Milliseconds an update, medians, and in brackets the ratio to the flat `lerp_`.", ""]
-    lines += table({name: medians(ways(getattr(torchvision.models, name)()), updates) for name in names})
+    lines += table({name: medians(ways(getattr(torchvision.models, name)().to(DEVICE)), updates) for name in names})
     lines += [
         "",
         *memory(),
@@ -83,7 +83,7 @@ def kernel() -> str:
 def ways(student: nn.Module) -> dict[str, Way]:
     """Every way to update a teacher of this student."""
     size = sum(p.numel() for p in student.parameters())
-    flat_teacher, flat_student = torch.zeros(size), torch.ones(size)
+    flat_teacher, flat_student = torch.zeros(size, device=DEVICE), torch.ones(size, device=DEVICE)
 
     def ours(smoothing: Smoothing, **options: object) -> Way:
         teacher = Teacher(student, smoothing, **options)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def table(measured: dict[str, dict[str, float]]) -> list[str]:
 
 def memory() -> list[str]:
     """Peak memory beyond what was held before the updates, by Linux's own high-water mark or the GPU's allocator."""
-    student = torchvision.models.resnet50()
+    student = torchvision.models.resnet50().to(DEVICE)
     lines = []
     for unit in UNITS:
         teacher = Teacher(student, Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit)
@@ -236,10 +236,12 @@ def growth(updates: int, most: int) -> list[str]:
         total = 10**exponent
         width = min(1000, int(total**0.5)) if exponent == 6 else 3162
         few = max(3, updates // 4) if exponent > 7 else updates
-        flat_teacher, flat_student = torch.zeros(total), torch.ones(total)
+        flat_teacher, flat_student = torch.zeros(total, device=DEVICE), torch.ones(total, device=DEVICE)
         times = medians({"flat": partial(flat_teacher.lerp_, flat_student, 1 - MOMENTUM)}, few)
         del flat_teacher, flat_student  # so that 1 B parameters need 8 GB, not 16
-        student = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(round(total / width**2))))
+        student = nn.Sequential(
+            *(nn.Linear(width, width, bias=False, device=DEVICE) for _ in range(round(total / width**2)))
+        )
         teacher = Teacher(student, Smoothing(MOMENTUM))
 
         def ours(preserve_prob: float, unit: str, teacher: Teacher = teacher, student: nn.Module = student) -> Way:
@@ -264,14 +266,14 @@ def shares(steps: int) -> list[str]:
     """What an update is of a whole training step, without loading and augmenting images."""
     lines = []
     for name, network, sizes in (("fixmatch", "wrn-28-2", (64, 448)), ("byol", "resnet18-cifar", (0, 64))):
-        method = methods.get(name)(networks.build(network, channels=3, size=32), 10)
+        method = methods.get(name)(networks.build(network, channels=3, size=32), 10).to(DEVICE)
         optimizer = torch.optim.SGD(method.parameters(), lr=0.01)
         teacher = Teacher(method.student, Smoothing(MOMENTUM, PRESERVE_PROB))
 
         def images(count: int) -> Tensor:
-            return torch.randn(count, 3, 32, 32)
+            return torch.randn(count, 3, 32, 32, device=DEVICE)
 
-        labels = torch.zeros(sizes[0], dtype=torch.int64)
+        labels = torch.zeros(sizes[0], dtype=torch.int64, device=DEVICE)
         labelled = (images(sizes[0]),) if sizes[0] else ()
         batch = Batch(0, labelled, labels, (images(sizes[1]), images(sizes[1])))
 
