@@ -51,8 +51,9 @@ from spatial_ensemble.data.images import ImageData, Images
 from spatial_ensemble.data.images import statistics as pixel_statistics
 from spatial_ensemble.training.build import deterministic_cudnn
 from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.processes import launch
 from spatial_ensemble.training.recipes import default, fixmatch_digits
-from spatial_ensemble.training.run import _fabric, _Run, train
+from spatial_ensemble.training.run import _Run, train
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -167,7 +168,7 @@ def lightly(data: ImageData, autocast: bool) -> Step:
 
 def ours(data: ImageData, config: Config) -> Step:
     """A step of `spatial-ensemble train`."""
-    run = _Run(config, Path(tempfile.gettempdir()), data, _fabric(config), None, time.monotonic())
+    run = _Run(config, Path(tempfile.gettempdir()), data, launch(config), None, time.monotonic())
     steps = iter(range(config.steps))
     return lambda: run.step(next(steps))
 
@@ -313,6 +314,8 @@ def main() -> None:
             *rows,
             "",
             *limits,
+            "- FixMatch with the teacher's labels needs no gradient of the weak views, as kekmodel's way does: the like of"
+            " that is the row with labels from the student.",
         ],
         ["torch", "torchvision", "lightning", "lightly", "pillow"],
     )

@@ -130,3 +130,13 @@ def test_constraints_pin_every_direct_dependency_and_name_no_address():
 
 def test_the_contributing_guide_stays_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("script", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[be]*s/*.py")))
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_a_script_takes_from_the_package_is_there(script):
+    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "spatial_ensemble":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
