@@ -314,8 +314,8 @@ def main() -> None:
             *rows,
             "",
             *limits,
-            "- FixMatch with the teacher's labels needs no gradient of the weak views, as kekmodel's way does: the like of"
-            " that is the row with labels from the student.",
+            "- FixMatch with the teacher's labels needs no gradient of the weak views, as kekmodel's way does: the like"
+            " of that is the row with labels from the student.",
         ],
         ["torch", "torchvision", "lightning", "lightly", "pillow"],
     )
