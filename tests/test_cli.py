@@ -292,7 +292,13 @@ def test_a_recipe_and_resume_may_stand_in_the_file(work, capsys, tmp_path):
     assert run(capsys, "train", "--config", tmp_path / "recipe.yaml", "--print-config") == (0, flags, "")
     (tmp_path / "resume.yaml").write_text(f"resume: true\nout: {work / 'run'}\n")
     code, said, err = run(capsys, "train", "--config", tmp_path / "resume.yaml")
-    assert (code, err) == (0, "") and "is finished: nothing to do" in said
+    assert (code, err) == (0, "") and "is finished: no step is left" in said
+
+
+def test_a_reader_that_has_enough_gets_no_complaint(tmp_path):
+    command = f"{sys.executable} -m spatial_ensemble.cli train --list"
+    done = subprocess.run(["sh", "-c", f"(sleep 0; {command}; echo $? >{tmp_path}/code) | true"], capture_output=True)
+    assert (done.stdout, done.stderr, (tmp_path / "code").read_text()) == (b"", b"", "1\n")
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
@@ -378,7 +384,7 @@ def test_resume_takes_its_configuration_from_the_run(work, capsys):
     before = contents(work / "run")
     code, said, err = run(capsys, "train", "--resume", "--out", work / "run")
     assert (code, err) == (0, "")
-    assert said.startswith(f"the run in {work / 'run'} is finished: nothing to do\n")
+    assert said.startswith(f"the run in {work / 'run'} is finished: no step is left\n")
     assert contents(work / "run") == before
 
 

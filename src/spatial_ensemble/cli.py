@@ -40,11 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 after one line on standard error for a mistake of the user's.
+        The exit code: 0; 2 after one line on standard error for a mistake of the user's; 130 for Ctrl-C; 1 where nobody
+        reads standard output any more.
     """
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
         return 0
+    except BrokenPipeError:  # as by `| head`: what could not be written is not wanted, and Python's exit is not to try
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UserError, OSError, argparse.ArgumentError) as error:
         message = _plain(str(error))
     except ModuleNotFoundError as error:
@@ -104,7 +108,7 @@ def _train(arguments: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes says it for all
         return
     if not result.steps_done:
-        print(f"the run in {out} is finished: nothing to do")
+        print(f"the run in {out} is finished: no step is left")
     if math.isnan(result.teacher_accuracy):
         print(f"trained, and not judged, since no image has a label: {result.checkpoint}")
     else:

@@ -34,6 +34,7 @@ def test_images_of_no_known_class_are_trained_on_and_never_tested_on(tmp_path, p
     both = write(tmp_path / "both", {prefix + name: image for name, image in classes(2, 10).items()})
     extra = {"z.png": picture(7), "more/y.png": picture(8), "more/deep/x.png": picture(9), ".hidden/w.png": picture(10)}
     write(both / place, extra | {".v.png": picture(11), "notes.txt": b"nothing"})
+    (both / place / "nowhere.png").symlink_to("gone.png")
     less, more = (load("folder", str(path)) for path in (labelled, both))
     assert less.classes == more.classes and torch.equal(less.test.images, more.test.images)
     assert more.train.labels.tolist() == [*less.train.labels.tolist(), -1, -1, -1]

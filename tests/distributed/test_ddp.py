@@ -122,7 +122,9 @@ def test_a_rank_of_another_seed_is_found_and_draws_on_with_the_others(world4: Wo
 
 
 def rank_units() -> str:
-    teacher = Teacher(nn.Linear(2, 2), RULE, unit="channel" if dist.get_rank() else "element")
+    network = nn.Linear(2, 2)
+    nn.init.constant_(network.weight, dist.get_rank())
+    teacher = Teacher(network, RULE, unit="channel" if dist.get_rank() else "element")
     try:
         return str(teacher.repair()[1][0])
     except ValueError as error:

@@ -114,6 +114,26 @@ def test_a_teacher_may_be_sharded_as_a_whole(worlds: dict[int, World]):
     assert worlds[2](rank_whole_teacher) == [[]] * 2
 
 
+def rank_toggled() -> list[str]:
+    """A student that is frozen whenever `update` is called, as one of two networks that train in turns."""
+    student, plain = uneven(norm=group_norm), uneven(norm=group_norm)
+    teacher, whole = Teacher(student, RULE, unit="element"), Teacher(plain, RULE, unit="element")
+    shard(teacher.module), shard(student)
+    teacher.update(student.requires_grad_(False)), whole.update(plain)
+    optimizer = sgd(student.requires_grad_(True))
+    for step in range(3):
+        train_step(student.requires_grad_(True), optimizer, batch(step))
+        optimizer.zero_grad()
+        teacher.update(student.requires_grad_(False))
+        put(plain, gathered(student))
+        whole.update(plain)
+    return differences(gathered(teacher.module), whole.module.state_dict())
+
+
+def test_shards_that_are_trained_and_frozen_at_the_update_are_averaged(worlds: dict[int, World]):
+    assert worlds[2](rank_toggled) == [[]] * 2
+
+
 def rank_moved(states: list[State]) -> tuple[object, ...]:
     """`to` and its like give the shards new memory, in the same parameters as before."""
     student, teacher = sharded_pair(unit="element", seed=3)

@@ -243,6 +243,33 @@ def test_what_the_module_leaves_out_of_its_state_is_not_put_back(tmp_path):
     assert again.teacher.fingerprint() == callback.teacher.fingerprint()
 
 
+def test_a_part_called_like_a_wrapper_keeps_its_own_weights(tmp_path):
+    class Named(Network):
+        def build(self):
+            super().build()
+            self.module = nn.ModuleDict({"student": nn.Sequential(nn.Linear(4, 3))})  # module.student.0.weight
+
+    model, callback = Named(), WeightSmoothing(STS)
+    run = trainer(tmp_path, callback, max_steps=2)
+    run.fit(model)
+    assert equal(weights(model), weights(callback.teacher.module))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    assert equal(saved, weights(callback.teacher.module))
+    assert not torch.equal(saved["student.0.weight"], saved["module.student.0.weight"])
+
+
+def test_a_complex_tensor_stays_complex_where_lightning_casts_the_module(tmp_path):
+    class Complex(Network):
+        def build(self):
+            super().build()
+            self.register_buffer("waves", torch.ones(2, dtype=torch.complex64))
+
+    callback = WeightSmoothing(STS)
+    trainer(tmp_path, callback, max_steps=1, precision="64-true").fit(Complex())
+    assert callback.teacher.module.waves.is_complex()
+
+
 @pytest.mark.parametrize("where", ["setup", "configure_model"])
 def test_layers_and_weights_that_a_hook_gives_the_module_are_smoothed(tmp_path, monkeypatch, where):
     class Pretrained(LateNetwork):

@@ -32,7 +32,7 @@ def test_every_ranks_teacher_starts_from_the_weights_of_rank_0(tmp_path):
     command = [sys.executable, tmp_path / "rank.py", tmp_path]  # Lightning starts the second process itself
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for model in ("Network", "TeachingNetwork"):
         first, second = ((tmp_path / f"{model}{rank}").read_text() for rank in (0, 1))

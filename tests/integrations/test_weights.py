@@ -74,6 +74,19 @@ def test_a_bfloat16_student_gets_the_rounded_float32_teacher_and_the_teacher_kee
     assert equal(teacher.module.state_dict(), before)
 
 
+def test_a_loan_keeps_apart_what_stripped_names_would_mix():
+    student = nn.Module()
+    student.norm, student.module = nn.Linear(2, 1), nn.Sequential()
+    student.module.norm = nn.Linear(2, 1)
+    teacher = Teacher(student, temporal_moving_average(0.0))
+    nn.init.constant_(student.norm.weight, 1), nn.init.constant_(student.module.norm.weight, 2)
+    teacher.update(student)
+    lent = copy.deepcopy(student.state_dict())
+    moved(student)
+    with Loan(teacher, student):
+        assert equal(student.state_dict(), lent)
+
+
 def test_a_tensor_that_the_teacher_lacks_is_named_and_nothing_is_lent():
     student = network()
     teacher = Teacher(student, temporal_moving_average(0.9))

@@ -41,7 +41,7 @@ def test_frozen_parameters_are_copied_at_the_first_update_and_then_left_until_th
     teacher.update(net)
     assert torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
     assert not torch.equal(teacher.module.scale, loaded["scale"])
-    own = teacher.module.conv.weight.fill_(7).clone()  # to see that nothing is done to it
+    own = teacher.module.conv.weight.data.fill_(7).clone()  # unseen, as only `.data` is, to see that nothing is done
     for step in (1, 2):
         with torch.no_grad():
             net.scale.add_(step)
@@ -50,6 +50,87 @@ def test_frozen_parameters_are_copied_at_the_first_update_and_then_left_until_th
     walk(net, 3)
     teacher.update(net)
     assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_whatever_optimizer_trains_what_is_frozen_at_the_update_it_is_averaged(optimizer, options):
+    net = student()
+    trained = optimizer(net.parameters(), lr=0.1, **options)
+    average, teacher = Teacher(net, temporal_moving_average(0.9)), Teacher(net, temporal_moving_average(0.9))
+    for each in (average, teacher):
+        each.update(net.requires_grad_(False))
+    for _ in range(3):
+        net.requires_grad_(True)
+        trained.zero_grad()
+        net(torch.ones(2, 3, 8, 8)).square().sum().backward()
+        trained.step()
+        average.update(net)
+        teacher.update(net.requires_grad_(False))
+    assert_equal(tensors(teacher.module), tensors(average.module))
+
+
+def test_other_memory_and_another_shape_of_a_frozen_parameter_are_seen():
+    net = student().requires_grad_(False)
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    teacher.update(net)
+    before = net.conv.weight.clone()
+    net.conv.weight.data = before + 1
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, before.lerp(before + 1, 0.5))
+    net.conv.weight.data = torch.zeros(2, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"'conv.weight' has shape \(2, 3, 3, 3\)"):
+        teacher.update(net)
+
+
+def test_frozen_weights_loaded_into_the_teachers_module_are_averaged_on():
+    net, other = student(0).requires_grad_(False), student(1)
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    teacher.update(net)
+    teacher.module.load_state_dict(other.state_dict())
+    teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, other.conv.weight.lerp(net.conv.weight, 0.5))
+
+
+def test_frozen_parameters_are_copied_at_the_first_update_that_acts():
+    net = student().requires_grad_(False)
+    teacher = Teacher(net, temporal_moving_average(0.5), update_every=4)
+    for step in range(4):
+        walk(net, step)
+        teacher.update(net)
+    assert torch.equal(teacher.module.conv.weight, net.conv.weight)
+
+
+@pytest.mark.parametrize("policy", ["average", "copy", "keep"])
+def test_a_mask_of_minus_infinity_stays_one(policy):
+    net = student()
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    teacher = Teacher(net, temporal_moving_average(0.5), buffers=policy, on_nonfinite="raise")
+    for _ in range(2):
+        teacher.update(net)
+        assert torch.equal(teacher.module.mask, net.mask)
+    net.bn.running_mean.fill_(torch.nan)  # and no mask is made of what went wrong
+    if policy != "keep":
+        with pytest.raises(ValueError, match="running_mean' is not finite"):
+            teacher.update(net)
+
+
+def test_buffers_that_share_memory_may_part():
+    net = student()
+    net.register_buffer("start", torch.ones(3))
+    net.register_buffer("now", net.start.detach())
+    teacher = Teacher(net, temporal_moving_average(0.5), buffers="copy")
+    net.now = net.now * 2
+    teacher.update(net)
+    teacher.update(net)
+    assert torch.equal(net.start, torch.ones(3)) and torch.equal(net.now, 2 * torch.ones(3))
+
+
+def test_a_ready_module_may_share_a_constant_buffer_with_the_student():
+    net, ready = student(0), student(1)
+    for each in (net, ready):
+        each.register_buffer("waves", torch.arange(3.0) if each is net else net.waves)
+    assert Teacher(net, temporal_moving_average(0.5), module=ready).module.waves is net.waves
 
 
 def test_a_state_loaded_into_a_teacher_of_a_frozen_student_is_averaged_on():
@@ -110,6 +191,7 @@ def test_a_part_called_like_a_wrapper_is_none(wrap):
     }
     teacher.update(net)
     assert_equal(tensors(teacher.module), expected)
+    assert teacher.places().keys() == expected.keys()
 
 
 def test_buffers_that_are_kept_may_take_another_shape():

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from enum import StrEnum
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_options_that_were_not_given_are_those_by_default(straight, tmp_path, ca
     out = straight.checkpoint.parent
     assert train(SHORT, out, resume=True, progress=False).steps_done == 0
     assert cli.main(["train", "--resume", "--out", str(out)]) == 0
-    assert "is finished: nothing to do" in capsys.readouterr().out
+    assert "is finished: no step is left" in capsys.readouterr().out
     content = checkpoint.load(straight.checkpoint)
     for name in ("format", "seconds"):
         content.pop(name)
@@ -300,3 +301,17 @@ def test_a_run_goes_on_with_moved_images_but_not_with_relabelled_ones(tmp_path):
     (moved / "0.png").rename(moved / "train/b/2.png")
     with pytest.raises(UserError, match="the images have changed since the run"):
         train(replace(config, steps=3), tmp_path / "run", resume=True, progress=False)
+
+
+class Kind(StrEnum):
+    HARD = "hard"
+
+
+class Enumerated(FixMatch):
+    def __init__(self, backbone, num_classes, *, unlabelled_ratio=1, kind=Kind.HARD):
+        super().__init__(backbone, num_classes, unlabelled_ratio=unlabelled_ratio)
+
+
+def test_a_default_that_no_file_can_hold_is_left_out_of_the_configuration(tmp_path):
+    train(replace(SHORT, method=f"{__name__}.Enumerated", steps=1), tmp_path / "run", progress=False)
+    assert "kind" not in read_yaml(tmp_path / "run" / "config.yaml")

@@ -140,7 +140,7 @@ def files_below(folder: Path) -> list[str]:
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-        found += [str(Path(root, name)) for name in images]
+        found += [str(path) for name in images if (path := Path(root, name)).is_file()]  # no link to nowhere
     return sorted(found)
 
 

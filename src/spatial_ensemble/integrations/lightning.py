@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.integrations.optimizer import update_after_step
 from spatial_ensemble.integrations.weights import Loan
-from spatial_ensemble.smoothing.pairing import canonical_name
+from spatial_ensemble.smoothing.pairing import canonical_names
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -144,9 +144,11 @@ class WeightSmoothing(pl.Callback):
         state = checkpoint["state_dict"]
         # The module's names for them, of those that its `state_dict` keeps: torch.compile puts a prefix into these, and
         # the teacher is not compiled.
-        names = {canonical_name(name): name for name in state if name.startswith(prefix)}
+        saved = {name: value for name, value in state.items() if name.startswith(prefix)}
+        names = {canonical: name for name, canonical in canonical_names(saved).items()}
+        smoothed_names = canonical_names({prefix + name: value for name, value in smoothed.items()})
         checkpoint["current_model_state"] = state | {prefix + name: value for name, value in own.items()}
-        kept = {names.get(canonical_name(prefix + name)): value for name, value in smoothed.items()}
+        kept = {names.get(smoothed_names[prefix + name]): value for name, value in smoothed.items()}
         checkpoint["state_dict"] = state | {name: value for name, value in kept.items() if name is not None}
 
     def on_load_checkpoint(
@@ -160,8 +162,10 @@ class WeightSmoothing(pl.Callback):
             pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
     def _build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        options = {"dtype": _DTYPES.get(trainer.precision)} | self._options
-        self.teacher = Teacher(pl_module.get_submodule(self._student), self._smoothing, **options)
+        student = pl_module.get_submodule(self._student)
+        real = not any(tensor.is_complex() for tensor in (*student.parameters(), *student.buffers()))
+        options = {"dtype": _DTYPES.get(trainer.precision) if real else None} | self._options
+        self.teacher = Teacher(student, self._smoothing, **options)
 
     def _lend(self, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.smoothing.pairing import Pairing, canonical_name
+from spatial_ensemble.smoothing.pairing import Pairing, canonical_names
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -34,10 +34,11 @@ class Loan:
 
     @torch.no_grad()
     def __init__(self, teacher: Teacher, student: nn.Module):
-        lent = {canonical_name(name): tensor for name, tensor in _tensors(teacher.module).items()}
-        self._live = _tensors(student)
-        for name in self._live:
-            if canonical_name(name) not in lent:
+        theirs, self._live = _tensors(teacher.module), _tensors(student)
+        names, own_names = canonical_names(theirs), canonical_names(self._live)
+        lent = {names[name]: tensor for name, tensor in theirs.items()}
+        for name, own in own_names.items():
+            if own not in lent:
                 raise UserError(
                     f"the student's tensor {name!r} is not in the teacher: build the teacher when the student has all "
                     "its layers"
@@ -45,7 +46,7 @@ class Loan:
         self._own = {name: tensor.clone() for name, tensor in self._live.items()}
         self.kept = {name: self._own[name] for name in student.state_dict() if name in self._own}
         for name, tensor in self._live.items():
-            tensor.copy_(lent[canonical_name(name)])
+            tensor.copy_(lent[own_names[name]])
 
     @torch.no_grad()
     def give_back(self) -> None:

@@ -1,7 +1,7 @@
 """Which tensor of the student belongs to which tensor of the teacher: by canonical name, never by order."""
 
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_
 
@@ -22,6 +22,23 @@ def canonical_name(name: str) -> str:
         'layer1.0.conv.weight'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def canonical_names(named: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name -> canonical name; names stay as they are where two tensors would come to one, since then a submodule is
+    called like a wrapper without being one.
+
+    Example:
+        >>> canonical_names({"module.weight": torch.ones(1)})
+        {'module.weight': 'weight'}
+        >>> canonical_names({"module.weight": torch.ones(1), "weight": torch.ones(1)})
+        {'module.weight': 'module.weight', 'weight': 'weight'}
+    """
+    first: dict[str, Hashable] = {}
+    for name, tensor in named.items():
+        if first.setdefault(canonical_name(name), memory(tensor)) != memory(tensor):
+            return {name: name for name in named}
+    return {name: canonical_name(name) for name in named}
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -77,11 +94,11 @@ class Pairing:
                 )
         first: dict[Hashable, str] = {}
         for name in sorted(theirs):
-            first.setdefault(memory(theirs[name][0]), name)
+            first.setdefault(_tie(*theirs[name]), name)
         self.pairs = [Pair(name, theirs[name][0], students[name][0], theirs[name][1]) for name in first.values()]
-        for name, (t, _) in theirs.items():
-            one = first[memory(t)]
-            if memory(students[name][0]) != memory(students[one][0]):
+        for name, entry in theirs.items():
+            one = first[_tie(*entry)]
+            if _tie(*students[name]) != _tie(*students[one]):
                 raise ValueError(
                     f"{one!r} and {name!r} are one tied tensor in the teacher, and two in the student: tie "
                     "them again, or build a new Teacher from this student"
@@ -108,19 +125,21 @@ def memory(tensor: Tensor) -> Hashable:
     return id(tensor)
 
 
+def _tie(tensor: Tensor, is_buffer: bool) -> Hashable:
+    """The same for tied ones; buffers that share memory may part later, when one is assigned anew."""
+    return id(tensor) if is_buffer else memory(tensor)
+
+
 def _named_tensors(module: nn.Module, buffers: bool) -> dict[str, tuple[Tensor, bool]]:
     """Canonical name -> (tensor, is it a buffer), every name of a tied tensor included."""
     module = unwrap(module)
     named: dict[str, tuple[Tensor, bool]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         named[name] = parameter, False
-    for name, buffer in module.named_buffers(remove_duplicate=False) if buffers else ():
+    for name, buffer in module.named_buffers(remove_duplicate=False):
         named[name] = buffer, True
-    found: dict[str, tuple[Tensor, bool]] = {}
-    for name, entry in named.items():
-        if found.setdefault(canonical_name(name), entry)[0] is not entry[0]:
-            return named  # a submodule is called like a wrapper without being one
-    return found
+    names = canonical_names({name: tensor for name, (tensor, _) in named.items()})
+    return {names[name]: entry for name, entry in named.items() if buffers or not entry[1]}
 
 
 def _owners(module: nn.Module) -> Iterator[dict[str, object]]:

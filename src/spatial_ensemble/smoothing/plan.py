@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from spatial_ensemble.smoothing.draw import Place, threshold
 from spatial_ensemble.smoothing.kernels import Smoother
-from spatial_ensemble.smoothing.kernels.plain import nonfinite
-from spatial_ensemble.smoothing.pairing import Pair, Pairing
+from spatial_ensemble.smoothing.kernels.plain import capturing, nonfinite
+from spatial_ensemble.smoothing.pairing import Pair, Pairing, memory
 from spatial_ensemble.smoothing.shards import is_sharded, least, local
 
 
@@ -25,8 +25,9 @@ class Plan:
         first: whether the teacher was not yet updated. Parameters that need no gradient are then copied.
         buffers_apart: whether averaged buffers have a momentum of their own.
 
-    A parameter that needs no gradient and is what the teacher's is rests: the rule would change nothing, so nothing is
-    done until it is written to, or needs a gradient.
+    A parameter that has and needs no gradient, and is what the teacher's is, rests: the rule would change nothing, so
+    nothing is done until it or the teacher's is written to, or it needs a gradient. So does a buffer that holds an inf,
+    such as a mask of attention, which no average would leave as it is.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class Plan:
         self._rule = rule
         self._buffers_apart = buffers_apart
         pairs = pairing.pairs
-        still = [pair for pair in pairs if not (pair.is_buffer or pair.student.requires_grad or _unversioned(pair))]
+        still = [] if capturing() else _still(pairs)  # in a graph no value can be asked for
         equal = {pair.name for pair in still if _equal(pair)}
-        self._copied_once = [pair for pair in still if first and pair.name not in equal]
-        resting = {pair.name: pair.student for pair in still if first or pair.name in equal}
-        self._resting = [(student, local(student)._version) for student in resting.values()]
-        placed = [(pair, place_of(pair)) for pair in pairs if pair.name not in resting]
+        self._copied_once = [pair for pair in still if first and not pair.is_buffer and pair.name not in equal]
+        at_rest = equal | {pair.name for pair in self._copied_once}
+        resting = [pair for pair in still if pair.name in at_rest and _is_watched(pair.student)]
+        self._resting = {pair.name: (pair, _seen(pair)) for pair in resting}
+        placed = [(pair, place_of(pair)) for pair in pairs if pair.name not in self._resting]
         self._moving = [(pair, where) for pair, where in placed if where is not None]
         copied = [pair for pair, where in placed if where is None]
         self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
@@ -66,7 +68,7 @@ class Plan:
             and self._rule == rule
             and self._buffers_apart == buffers_apart
             and self._pairing.holds()
-            and not any(s.requires_grad or local(s)._version != version for s, version in self._resting)
+            and all(_seen(pair) == seen for pair, seen in self._resting.values())
             and all(smoother.holds() for smoother in self._smoothers)
         )
 
@@ -75,6 +77,8 @@ class Plan:
             torch._foreach_copy_(*self._copied)
         for pair in self._copied_once:
             local(pair.teacher).copy_(local(pair.student))
+            if pair.name in self._resting:
+                self._resting[pair.name] = pair, _seen(pair)
         self._copied_once = []
         # Last, since it drives out of the caches what the lines above share with `holds`.
         for smoother, own in zip(self._current(), (momentum, buffer_momentum), strict=False):
@@ -103,9 +107,27 @@ class Plan:
         return pairs[first].name if first < len(pairs) else None
 
 
-def _unversioned(pair: Pair) -> bool:
-    """Whether torch does not count what is written to the student's tensor: one made in inference mode."""
-    return local(pair.student).is_inference()
+def _still(pairs: list[Pair]) -> list[Pair]:
+    """Those that may rest: parameters that are not trained, and buffers that hold an inf."""
+    buffers = [pair for pair in pairs if pair.is_buffer and _is_inexact(pair.student)]
+    infinite = set(map(id, nonfinite([local(pair.student) for pair in buffers])))
+    parameters = [pair for pair in pairs if not pair.is_buffer and not _is_trained(pair.student)]
+    return parameters + [pair for pair in buffers if id(local(pair.student)) in infinite]
+
+
+def _is_trained(student: Tensor) -> bool:
+    return student.requires_grad or student.grad is not None  # torch does not count what fused optimizers write
+
+
+def _is_watched(student: Tensor) -> bool:
+    """Whether torch counts what is written to a tensor: not to shards, nor to what was made in inference mode."""
+    return not (is_sharded(student) or student.is_inference())
+
+
+def _seen(pair: Pair) -> tuple[object, ...]:
+    """What is no longer the same once a tensor at rest is trained, written to, or given other memory."""
+    t, s = pair.teacher, pair.student
+    return _is_trained(s), s._version, memory(s), t._version, memory(t)
 
 
 def _equal(pair: Pair) -> bool:

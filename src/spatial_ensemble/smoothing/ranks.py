@@ -49,7 +49,7 @@ def repair(teacher: Teacher) -> dict[int, list[str]]:
         ValueError: a rank's teacher has another unit, buffers or update_every than the majority's.
     """
     found: dict[int, list[str]] = {}
-    tensors = _tensors(teacher)
+    tensors, mistake = _tensors(teacher), None
     for name, rank, source in _deviations(teacher):
         found.setdefault(rank, []).append(name)
         tensor = local(tensors[name]).detach() if name in tensors else None
@@ -58,10 +58,15 @@ def repair(teacher: Teacher) -> dict[int, list[str]]:
         elif dist.get_rank() == rank:
             received: list[Any] = [None]
             dist.recv_object_list(received, src=source)
-            if tensor is None:
-                teacher.set_extra_state(received[0])
-            else:
+            if tensor is not None:
                 tensor.copy_(received[0])
+                continue
+            try:
+                teacher.set_extra_state(received[0])
+            except ValueError as error:
+                mistake = error  # raised once nobody waits to send any more
+    if mistake is not None:
+        raise mistake
     return found
 
 

@@ -106,7 +106,7 @@ class Teacher(nn.Module):
         _check_tensors(source, what, dtype)
         pairs = [] if module is None else Pairing(module, student).pairs
         for pair in pairs:
-            if memory(pair.teacher) == memory(pair.student):
+            if not pair.is_buffer and memory(pair.teacher) == memory(pair.student):
                 raise ValueError(f"module shares its tensor {pair.name!r} with the student: give a network of its own")
         with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
             self.module = (_copy(source) if module is None else module).to(device=device, dtype=dtype)
@@ -141,11 +141,13 @@ class Teacher(nn.Module):
     def update(self, student: nn.Module) -> None:
         """Smooth the student into the teacher; call it once after each optimizer step.
 
-        No communication, no device synchronisation (`on_nonfinite` needs them), no memory that grows with the model.
+        No communication, no device synchronisation (`on_nonfinite` needs them, and frozen parameters once), no memory
+        that grows with the model.
 
-        A parameter that needs no gradient is copied at the first update. After that, while it is equal to the teacher's
-        and is not written to, it is left alone: the rule would change nothing. One that is trained all the same, and
-        frozen only while `update` is called, follows the rule as any other.
+        A parameter that has and needs no gradient is copied at the first update. After that, while it is equal to the
+        teacher's and is not written to, it is left alone: the rule would change nothing. One that is trained all the
+        same, and frozen only while `update` is called, follows the rule as any other, with one exception: what a fused
+        optimizer writes is not seen where its gradients are set to None before `update`.
 
         Raises:
             ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], or the student is
@@ -239,7 +241,9 @@ class Teacher(nn.Module):
             reshard(self, student)
             if plan is None or not plan.holds(student, rule, apart):
                 pairing = Pairing(self.module, student, buffers=self.buffer_policy != "keep")
-                plan = Plan(student, pairing, self._place, rule, first=self.step == 0, buffers_apart=apart)
+                plan = Plan(
+                    student, pairing, self._place, rule, first=self.step < self.update_every, buffers_apart=apart
+                )
                 self._plan = plan
         return plan
 

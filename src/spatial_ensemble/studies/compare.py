@@ -140,11 +140,11 @@ def _finished(out: Path, config: Config) -> dict[tuple[str, int], dict[str, Any]
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = _study(stated(Config.from_dict(content["config"])))
+        saved = Config.from_dict(content["config"])
         runs = {(run["smoothing"], run["seed"]): run for run in content["runs"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not written by compare: choose another --out") from None
-    now = _study(config)
+    before, now = _study(saved if saved.method != config.method else stated(saved)), _study(config)
     for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED)):
         if before.get(name) != now.get(name):
             raise _another(out, name, before.get(name), now.get(name))

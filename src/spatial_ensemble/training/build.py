@@ -64,7 +64,7 @@ def stated(config: Config) -> Config:
         {'norm': True}
     """
     parameters = inspect.signature(methods.get(config.method)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and isinstance(p.default, PLAIN)}
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in PLAIN}
     return replace(config, options=defaults | config.options)
 
 

@@ -293,7 +293,8 @@ def _open(out: Path, resume: bool) -> dict[str, Any] | None:
 def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str, Any]) -> None:
     """A run is resumed as it was configured; more steps are fine where no schedule was laid over the whole run."""
     # Options that did not exist when it began, or were not given then, were as they are by default.
-    before, now = stated(Config.from_dict(saved["config"])).to_dict(), config.to_dict()
+    started = Config.from_dict(saved["config"])
+    before, now = (started if started.method != config.method else stated(started)).to_dict(), config.to_dict()
     for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
         if before.get(name) == now.get(name):
             continue
