@@ -295,9 +295,10 @@ def test_a_recipe_and_resume_may_stand_in_the_file(work, capsys, tmp_path):
     assert (code, err) == (0, "") and "is finished: no step is left" in said
 
 
-def test_a_reader_that_has_enough_gets_no_complaint(tmp_path):
-    command = f"{sys.executable} -m spatial_ensemble.cli train --list"
-    done = subprocess.run(["sh", "-c", f"(sleep 0; {command}; echo $? >{tmp_path}/code) | true"], capture_output=True)
+@pytest.mark.parametrize("arguments", ["--version", "train --list"])
+def test_a_reader_that_has_enough_gets_no_complaint(tmp_path, arguments):
+    command = f"{sys.executable} -m spatial_ensemble.cli {arguments}"
+    done = subprocess.run(["sh", "-c", f"(sleep 1; {command}; echo $? >{tmp_path}/code) | true"], capture_output=True)
     assert (done.stdout, done.stderr, (tmp_path / "code").read_text()) == (b"", b"", "1\n")
 
 

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
         return 0
     except BrokenPipeError:  # as by `| head`: what could not be written is not wanted, and Python's exit is not to try
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
