@@ -9,6 +9,7 @@ of it is measured there (smoothing-cuda.md): the device's own time, with the hos
 
 import argparse
 import copy
+import itertools
 import os
 import statistics
 import subprocess
@@ -101,6 +102,14 @@ def ways(student: nn.Module) -> dict[str, Way]:
     }
     found |= {f"ours, STS, {unit}": ours(Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit) for unit in UNITS}
     found["ours, SE, tensor"] = ours(Smoothing(0.0, PRESERVE_PROB))
+    found |= {
+        f"without that look: {name}": unlooked(Teacher(student, Smoothing(MOMENTUM, p), unit=unit), student)
+        for name, p, unit in (
+            ("TMA", 0.0, "tensor"),
+            ("STS, tensor", PRESERVE_PROB, "tensor"),
+            ("STS, channel", PRESERVE_PROB, "channel"),
+        )
+    }
     if CUDA:
         found |= {
             f"ours, STS, {unit}, replayed as a graph": replay(found[f"ours, STS, {unit}"])
@@ -119,6 +128,12 @@ def ways(student: nn.Module) -> dict[str, Way]:
         f"the paper's released loop, p = {PRESERVE_PROB}": released(student, PRESERVE_PROB),
     }
     return found
+
+
+def unlooked(teacher: Teacher, student: nn.Module) -> Way:
+    """What an update would take if nobody had to look whether both networks are as they were."""
+    plan, steps = teacher._prepare(student), itertools.count()
+    return lambda: plan.run(next(steps), MOMENTUM, teacher.smoothing.at(0)[1], MOMENTUM)
 
 
 def replay(update: Way) -> Way:
