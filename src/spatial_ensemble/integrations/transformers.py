@@ -128,7 +128,7 @@ class TeacherCallback(TrainerCallback):
 
     def _save_on_sigterm(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Under `enable_jit_checkpoint` the Trainer saves and stops at, or just before, such an event: no `on_save`."""
-        if not (args.enable_jit_checkpoint and control.should_training_stop):
+        if not (control.should_training_stop and getattr(args, "enable_jit_checkpoint", False)):  # not in every version
             return
         saved, ours = _folder(args, state) / "trainer_state.json", _folder(args, state) / FILE
         if saved.is_file() and (not ours.is_file() or ours.stat().st_mtime_ns < saved.stat().st_mtime_ns):
