@@ -20,7 +20,7 @@ from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.statistics import paired_differences, summarise
 from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import restore, stated
+from spatial_ensemble.training.build import restore, stated, stated_beside
 from spatial_ensemble.training.config import Config, SmoothingName
 from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE, check
 
@@ -140,11 +140,11 @@ def _finished(out: Path, config: Config) -> dict[tuple[str, int], dict[str, Any]
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        saved = Config.from_dict(content["config"])
+        before = _study(stated_beside(content["config"], config))
         runs = {(run["smoothing"], run["seed"]): run for run in content["runs"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not written by compare: choose another --out") from None
-    before, now = _study(saved if saved.method != config.method else stated(saved)), _study(config)
+    now = _study(config)
     for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED)):
         if before.get(name) != now.get(name):
             raise _another(out, name, before.get(name), now.get(name))
@@ -156,7 +156,7 @@ def _check_started(job: Job) -> None:
     if not (job.out / CHECKPOINT).exists():
         return
     saved = checkpoint.load(job.out / CHECKPOINT)["config"]
-    before, now = stated(Config.from_dict(saved)).to_dict(), job.config.to_dict()
+    before, now = stated_beside(saved, job.config).to_dict(), job.config.to_dict()
     for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED) - {"network"}):
         if before.get(name) != now.get(name):
             raise _another(job.out, name, before.get(name), now.get(name))

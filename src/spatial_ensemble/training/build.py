@@ -68,6 +68,16 @@ def stated(config: Config) -> Config:
     return replace(config, options=defaults | config.options)
 
 
+def stated_beside(saved: dict[str, Any], config: Config) -> Config:
+    """A saved configuration, to be compared with one that is stated.
+
+    Options that it lacks, since they did not exist when it was saved or were not given, were as they are by default.
+    One of another method, which may not even be known here, is left as it is: the method alone tells them apart.
+    """
+    before = Config.from_dict(saved)
+    return stated(before) if before.method == config.method else before
+
+
 def build_method(config: Config, data: dict[str, Any]) -> Method:
     """The method with fresh weights, a function of the seed.
 

@@ -34,6 +34,7 @@ from spatial_ensemble.training.build import (
     own_random_state,
     seed_torch,
     stated,
+    stated_beside,
 )
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import choose_device, measure
@@ -292,9 +293,7 @@ def _open(out: Path, resume: bool) -> dict[str, Any] | None:
 
 def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str, Any]) -> None:
     """A run is resumed as it was configured; more steps are fine where no schedule was laid over the whole run."""
-    # Options that did not exist when it began, or were not given then, were as they are by default.
-    started = Config.from_dict(saved["config"])
-    before, now = (started if started.method != config.method else stated(started)).to_dict(), config.to_dict()
+    before, now = stated_beside(saved["config"], config).to_dict(), config.to_dict()
     for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
         if before.get(name) == now.get(name):
             continue
