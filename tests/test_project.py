@@ -24,16 +24,17 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)],
 
 # room -> the rooms that it may import; docs of the layout: CONTRIBUTING.md
 MAY_IMPORT = {
-    "smoothing": set(),
-    "data": {"errors", "smoothing"},
-    "networks": {"errors", "smoothing"},
-    "evaluation": {"errors", "smoothing", "data", "networks"},
-    "integrations": {"errors", "smoothing"},
-    "methods": {"errors", "smoothing", "data", "networks"},
-    "training": {"errors", "smoothing", "data", "networks", "evaluation", "methods"},
-    "studies": {"errors", "smoothing", "data", "networks", "evaluation", "methods", "training"},
-    "cli": {"errors", "smoothing", "data", "networks", "evaluation", "methods", "training", "studies"},
+    "smoothing": {"seeding"},
+    "data": {"errors", "seeding", "smoothing"},
+    "networks": {"errors", "seeding", "smoothing"},
+    "evaluation": {"errors", "seeding", "smoothing", "data", "networks"},
+    "integrations": {"errors", "seeding", "smoothing"},
+    "methods": {"errors", "seeding", "smoothing", "data", "networks"},
+    "training": {"errors", "seeding", "smoothing", "data", "networks", "evaluation", "methods"},
+    "studies": {"errors", "seeding", "smoothing", "data", "networks", "evaluation", "methods", "training"},
+    "cli": {"errors", "seeding", "smoothing", "data", "networks", "evaluation", "methods", "training", "studies"},
     "errors": set(),
+    "seeding": set(),
 }
 
 

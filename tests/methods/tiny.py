@@ -8,7 +8,7 @@ from torch import Tensor
 from spatial_ensemble import Teacher, networks, temporal_moving_average
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.methods import Method, get
-from spatial_ensemble.smoothing.draw import generator
+from spatial_ensemble.seeding import generator
 
 CLASSES, CHANNELS, SIZE, LABELLED = 5, 3, 8, 4
 

@@ -8,11 +8,9 @@ from scipy import stats
 
 from spatial_ensemble.smoothing.draw import (
     DRAW_RANGE,
-    derive_seed,
     draw_key,
     draws_at,
     draws_between,
-    generator,
     philox4x32,
     threshold,
 )
@@ -91,9 +89,3 @@ def test_masks_of_neighbouring_steps_and_names_are_independent():
     for left, right in ((mask("a", 0), mask("a", 1)), (mask("a", 0), mask("b", 0))):
         table = [[(left & right).sum(), (left & ~right).sum()], [(~left & right).sum(), (~left & ~right).sum()]]
         assert stats.chi2_contingency(table).pvalue > 1e-4
-
-
-def test_named_generators_differ_by_every_part_of_their_name():
-    seeds = {derive_seed(*what) for what in [(0,), (1,), (0, "a"), (0, "a", 1), (0, "a", "1"), (0, "a", 2), (0, "a1")]}
-    assert len(seeds) == 7 and all(0 <= seed < 2**63 for seed in seeds)
-    assert torch.rand(3, generator=generator(0, "a")).equal(torch.rand(3, generator=generator(0, "a")))

@@ -16,7 +16,7 @@ from spatial_ensemble.data.images import ImageData, Images, Pixels, statistics
 from spatial_ensemble.data.splits import without
 from spatial_ensemble.data.streaming import FileImages
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.smoothing.draw import derive_seed
+from spatial_ensemble.seeding import derive_seed
 
 TEST_PART = 0.2
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes

@@ -13,7 +13,7 @@ from spatial_ensemble.data.images import Images, channel_tensor, normalise
 from spatial_ensemble.data.streaming import FileImages, Stream
 from spatial_ensemble.data.views import View
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.smoothing.draw import generator
+from spatial_ensemble.seeding import generator
 
 
 class Order:

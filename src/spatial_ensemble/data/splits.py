@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.smoothing.draw import generator
+from spatial_ensemble.seeding import generator
 
 
 def balanced_indices(labels: Tensor, count: int | None, classes: Sequence[str], seed: int) -> Tensor:

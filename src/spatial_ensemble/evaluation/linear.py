@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.images import Images
 from spatial_ensemble.evaluation.predict import predict
-from spatial_ensemble.smoothing.draw import generator
+from spatial_ensemble.seeding import generator
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, spread, targets
-from spatial_ensemble.smoothing.draw import generator
+from spatial_ensemble.seeding import generator
 from spatial_ensemble.smoothing.teacher import Teacher
 
 

@@ -9,12 +9,13 @@ One counter gives eight draws of 16 bits, laid out so that a vector unit needs n
 Nothing here reads or moves a global generator, and nothing depends on what was drawn before.
 """
 
-import hashlib
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from spatial_ensemble.seeding import digest
 
 ROUNDS = 7
 DRAW_RANGE = 1 << 16  # a draw is an integer in [0, DRAW_RANGE)
@@ -24,30 +25,10 @@ SPAN = 8 * BLOCKS  # draws of that many counters
 _LOW = 0xFFFFFFFF
 
 
-def derive_seed(seed: int, *what: str | int) -> int:
-    """A 63-bit seed from a seed and the name of what is drawn, the same in every process and version.
-
-    Example:
-        >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
-        True
-    """
-    return int.from_bytes(_digest(seed, *what), "little") >> 1
-
-
-def generator(seed: int, *what: str | int) -> torch.Generator:
-    """A CPU generator for one purpose, such as `generator(seed, "order", epoch)`; the global one stays untouched.
-
-    Example:
-        >>> torch.rand(2, generator=generator(0, "x")).equal(torch.rand(2, generator=generator(0, "x")))
-        True
-    """
-    return torch.Generator("cpu").manual_seed(derive_seed(seed, *what))
-
-
 def draw_key(seed: int, name: str) -> tuple[int, int]:
     """Philox's key, two 32-bit words, for everything that is drawn under one name."""
-    digest = _digest(seed, name)
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+    data = digest(seed, name)
+    return int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little")
 
 
 def threshold(preserve_prob: float) -> int:
@@ -131,7 +112,3 @@ def draws_between(key: tuple[int, int], step: int, start: int, stop: int, device
 
 def _words(key: tuple[Tensor | int, Tensor | int], step: int, block: Tensor) -> tuple[Tensor, ...]:
     return philox4x32((block & _LOW, block >> 32, step & _LOW, step >> 32), key)  # type: ignore[return-value]
-
-
-def _digest(seed: int, *what: str | int) -> bytes:
-    return hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()

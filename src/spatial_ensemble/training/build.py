@@ -15,8 +15,8 @@ from spatial_ensemble import methods, networks
 from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods import Method
+from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing import Teacher
-from spatial_ensemble.smoothing.draw import derive_seed
 from spatial_ensemble.training.config import Config, build_smoothing
 
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what a checkpoint and YAML can hold

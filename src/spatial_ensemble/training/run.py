@@ -20,7 +20,7 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation.predict import predict
 from spatial_ensemble.methods import Method
 from spatial_ensemble.networks import default_network
-from spatial_ensemble.smoothing.draw import derive_seed, generator
+from spatial_ensemble.seeding import derive_seed, generator
 from spatial_ensemble.smoothing.kernels.plain import nonfinite
 from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.averages import Averages, Totals
