@@ -8,9 +8,7 @@ CIFAR-10 as train/<class>/*.png and test/<class>/*.png. Runs are kept (--runs), 
 """
 
 import argparse
-import inspect
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.datasets import load
-from spatial_ensemble.methods import get
 from spatial_ensemble.methods.base import Method, Student, classifier
 from spatial_ensemble.smoothing import Teacher
 from spatial_ensemble.training.build import build_method, describe
@@ -44,12 +41,13 @@ class Supervised(Method):
     Args:
         backbone: images to features, with `num_features`.
         num_classes: number of classes.
+        options: none.
     """
 
     labelled_views = ("weak",)
     headline = "accuracy"
 
-    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: object) -> None:
         super().__init__()
         self.student = Student(backbone, classifier(backbone, num_classes))
 
@@ -63,9 +61,7 @@ def configuration(method: str, path: str, network: str, seed: int, steps: int, o
     short = default(method, "folder")
     if method == "mean_teacher":
         options = {"ramp_up_steps": 2 * steps // 5} | options
-    return replace(
-        short,
-        options=short.options | options,
+    return short.replace(
         path=path,
         network=network,
         labels=LABELS if semi else None,
@@ -76,6 +72,7 @@ def configuration(method: str, path: str, network: str, seed: int, steps: int, o
         device="cpu",
         eval_every=steps,
         checkpoint_every=250,
+        **options,
     )
 
 
@@ -85,7 +82,7 @@ def run(config: Config, out: Path) -> tuple[Result, float]:
     before, start = float(kept.read_text()) if kept.exists() else 0.0, time.process_time()
 
     def note(step: int) -> None:
-        if step % config.checkpoint_every == 0 or step == config.steps:
+        if step % config.run.checkpoint_every == 0 or step == config.run.steps:
             kept.write_text(str(before + time.process_time() - start))
 
     result = train(config, out, resume=(out / "config.yaml").exists(), on_step=note)
@@ -94,7 +91,7 @@ def run(config: Config, out: Path) -> tuple[Result, float]:
 
 def untrained(config: Config) -> float:
     """The nearest neighbours' accuracy of the network that the run starts with, per cent."""
-    data = load(config.data, config.path)
+    data = load(config.images.data, config.images.path)
     return measure(build_method(config, describe(data)).student, data, "knn")
 
 
@@ -132,8 +129,7 @@ def report(
         walls, cores = f"{result.seconds / 60:.1f}", f"{minutes:.1f}"
         courses.append(f"- {method}, seed {seed}: {progress(result)}")
         if semi:
-            known = {name: value for name, value in config.to_dict().items() if name not in config.options}
-            alone, more = run(Config.from_dict(known | {"method": SUPERVISED}), runs / f"supervised-{steps}-seed{seed}")
+            alone, more = run(config.replace(method=SUPERVISED), runs / f"supervised-{steps}-seed{seed}")
             reference = alone.teacher_accuracy
             walls, cores = f"{walls} + {alone.seconds / 60:.1f}", f"{cores} + {more:.1f}"
             courses.append(f"- supervised, seed {seed}: {progress(alone)}")
@@ -149,11 +145,9 @@ def report(
         if semi
         else "kNN accuracy (k 200, temperature 0.1, all training images as bank, all test images) of the backbone"
     )
-    parameters = inspect.signature(get(method)).parameters.values()
-    all_options = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
     about = ", ".join(
         f"{name} {value}"
-        for name, value in (all_options | config.to_dict()).items()
+        for name, value in config.to_dict().items()
         if value is not None and name not in ("path", "seed")
     )
     command = f"python benchmarks/learning.py {method} --path DIR --seeds {' '.join(map(str, seeds))} --steps {steps}"

@@ -281,7 +281,9 @@ def shares(steps: int) -> list[str]:
     """What an update is of a whole training step, without loading and augmenting images."""
     lines = []
     for name, network, sizes in (("fixmatch", "wrn-28-2", (64, 448)), ("byol", "resnet18-cifar", (0, 64))):
-        method = methods.get(name)(networks.build(network, channels=3, size=32), 10).to(DEVICE)
+        method = methods.get(name)(networks.build(network, channels=3, size=32), 10, methods.options_of(name)()).to(
+            DEVICE
+        )
         optimizer = torch.optim.SGD(method.parameters(), lr=0.01)
         teacher = Teacher(method.student, Smoothing(MOMENTUM, PRESERVE_PROB))
 

@@ -27,7 +27,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,14 +168,13 @@ def lightly(data: ImageData, autocast: bool) -> Step:
 def ours(data: ImageData, config: Config) -> Step:
     """A step of `spatial-ensemble train`."""
     run = _Run(config, Path(tempfile.gettempdir()), data, launch(config), None, time.monotonic())
-    steps = iter(range(config.steps))
+    steps = iter(range(config.run.steps))
     return lambda: run.step(next(steps))
 
 
 def ways(method: str, data: ImageData) -> dict[tuple[str, str], Step]:
     """(who, precision) -> a step."""
-    config = replace(
-        default(method, "cifar10"),
+    config = default(method, "cifar10").replace(
         network="wrn-28-2" if method == "fixmatch" else "resnet18-cifar",
         batch_size=BATCH[method],
         labels=250 if method == "fixmatch" else None,
@@ -186,11 +184,11 @@ def ways(method: str, data: ImageData) -> dict[tuple[str, str], Step]:
     name, theirs = ("kekmodel's way", kekmodel) if method == "fixmatch" else ("lightly's way", lightly)
     found: dict[tuple[str, str], Step] = {}
     for called, precision in PRECISIONS.items():
-        own = replace(config, precision=precision)
+        own = config.replace(precision=precision)
         found[name, called] = theirs(data, precision != "32-true")
         found["ours", called] = ours(data, own)
         if method == "fixmatch":
-            student = replace(own, options={**own.options, "labels_from": "student"})
+            student = own.replace(labels_from="student")
             found["ours, labels from the student", called] = ours(data, student)
     return found
 
@@ -232,7 +230,7 @@ def accuracy(config: Config, seeds: int, out: Path) -> None:
         results = {}
         for called, precision in PRECISIONS.items():
             with tempfile.TemporaryDirectory() as folder:
-                own = replace(config, precision=precision, seed=seed)
+                own = config.replace(precision=precision, seed=seed)
                 results[called] = train(own, Path(folder) / "run", progress=False)
         teachers = [result.teacher_accuracy for result in results.values()]
         students = [result.student_accuracy for result in results.values()]
@@ -240,15 +238,16 @@ def accuracy(config: Config, seeds: int, out: Path) -> None:
         cells = (f"{value:.2f}" for value in (*teachers, *students))
         rows.append(f"| {seed} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
+    images, steps = config.images, config.run.steps
     mean = f"Teacher, bfloat16 minus float32: {mean_and_interval(differences)}."
     heads = "| seed | teacher, float32 | teacher, bfloat16 | student, float32 | student, bfloat16 |"
     save(
         out,
-        f"FixMatch on {'digits' if config.data == 'digits' else 'CIFAR-10'} in float32 and in bfloat16, accuracy in %",
+        f"FixMatch on {'digits' if images.data == 'digits' else 'CIFAR-10'} in float32 and in bfloat16, accuracy in %",
         f"python benchmarks/training.py --accuracy --seeds {seeds}"
-        + ("" if config.data == "digits" else f" --cifar FOLDER --steps {config.steps}"),
-        f"{config.labels} labels, {config.steps} steps, batch {config.batch_size} + {RATIO} times as many, network "
-        f"{config.network or 'by size'}, smoothing {config.smoothing}, seeds 0 to {seeds - 1}, "
+        + ("" if images.data == "digits" else f" --cifar FOLDER --steps {steps}"),
+        f"{images.labels} labels, {steps} steps, batch {config.run.batch_size} + {RATIO} times as many, network "
+        f"{config.model.network or 'by size'}, smoothing {config.teacher.smoothing}, seeds 0 to {seeds - 1}, "
         f"{torch.get_num_threads()} thread(s)",
         [mean, "", heads, "|---:|---:|---:|---:|---:|", *rows],
         ["torch", "lightning"],
@@ -278,8 +277,8 @@ def main() -> None:
     if arguments.accuracy:
         config, name = fixmatch_digits(), "precision-digits.md"
         if arguments.cifar:
-            config = replace(default("fixmatch", "folder"), path=arguments.cifar, labels=250, network="wrn-28-2")
-            config, name = replace(config, steps=arguments.steps, eval_every=arguments.steps), "precision-cifar10.md"
+            config = default("fixmatch", "folder").replace(path=arguments.cifar, labels=250, network="wrn-28-2")
+            config, name = config.replace(steps=arguments.steps, eval_every=arguments.steps), "precision-cifar10.md"
         accuracy(config, arguments.seeds, arguments.out or results / name)
         return
     turns, each = (2, 1) if arguments.quick else (arguments.turns, arguments.each)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -117,12 +118,15 @@ BAD = {
     (*FIXMATCH, "--out", "{work}/run", "--resume", "--steps", "9"): "its schedule was laid over 3 steps",
     ("train", "--recipe", "fixmatch"): "recipe 'fixmatch' is not known: use one of fixmatch_digits, ",
     ("train", "byol", "--recipe", "fixmatch_digits"): "the recipe fixmatch_digits is one for fixmatch, not for byol",
-    ("train", "--recipe", "fixmatch_digits", "--epochs", "9"): "the recipe fixmatch_digits is laid out in steps",
+    ("train", "--recipe", "fixmatch_digits", "--epochs", "9"): "the recipe fixmatch_digits is given in steps",
     ("train", "--recipe", "byol_cifar10", "--epochs", "few"): "--epochs: expected int, got few",
     (*FIXMATCH, "--epochs", "9"): "--epochs belongs to a --recipe: use --steps",
     ("train", "--config", "{work}/epochs.yaml"): "--epochs belongs to a --recipe: use --steps",
     ("train", "--config", "{work}/null.yaml"): "which data? --data digits",
-    ("train", "test_cli.Named"): "test_cli.Named has an argument by the name of a flag: rename it",
+    (
+        "train",
+        "test_cli.Named",
+    ): "test_cli.Named has an option named 'momentum', which is a setting of every run",
     (*FIXMATCH, "--init", "{work}/missing"): "does not exist",
     ("train", "byol", *FIXMATCH[2:4], "--labels", "20"): "byol learns without labels: leave out --labels",
     ("train", "moco", *FIXMATCH[2:4], "--queue-size", "100"): "queue_size 100 is no multiple of the 128 keys of a step",
@@ -165,9 +169,13 @@ BAD = {
 }
 
 
+@dataclass(frozen=True)
+class NamedOptions:
+    momentum: float = 0.5
+
+
 class Named(FixMatch):
-    def __init__(self, backbone, num_classes, *, momentum: float = 0.5):
-        super().__init__(backbone, num_classes)
+    Options = NamedOptions
 
 
 def contents(folder):

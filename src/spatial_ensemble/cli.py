@@ -100,7 +100,7 @@ def _train(arguments: list[str]) -> None:
     config, given = _configuration(parser, arguments)
     from spatial_ensemble.training.run import CHECKPOINT, train
 
-    out = given.out or f"runs/{config.method}-{config.data}-{config.smoothing}-seed{config.seed}"
+    out = given.out or f"runs/{config.method}-{config.images.data}-{config.teacher.smoothing}-seed{config.run.seed}"
     try:
         result = train(config, Path(out), resume=given.resume)
     except KeyboardInterrupt:
@@ -212,7 +212,7 @@ def _configuration(
 
     from spatial_ensemble import methods
     from spatial_ensemble.training import recipes
-    from spatial_ensemble.training.config import Config, read_yaml
+    from spatial_ensemble.training.config import PARTS, SETTINGS, Config, options_of, read_yaml
 
     files, arguments = _take(arguments, "--config")
     said: dict[str, Any] = {}
@@ -243,23 +243,23 @@ def _configuration(
     parser.add_argument("--method", type=str, help=f"{', '.join(methods.names())}, or package.module.Class")
     parser.add_argument("--data", type=str, help="digits, cifar10, cifar100, svhn, stl10 or folder")
     parser.add_argument("--skip_broken", action=ActionYesNo, help="leave out, and count, images that cannot be read")
-    added = {action.dest for action in parser._actions}
-    parser.add_class_arguments(Config, skip={"options", *added})
+    added = {"data", "skip_broken", *(["smoothing"] if "smoothings" in {a.dest for a in parser._actions} else [])}
+    for part in PARTS.values():
+        parser.add_class_arguments(part, skip=added & {field.name for field in fields(part)})
     if method is not None:
         start = start or recipes.default(str(method), str(said.get("data") or "digits"))
-        own = methods.get(start.method)
         try:
-            parser.add_class_arguments(own, skip={"backbone", "num_classes"})
+            parser.add_class_arguments(options_of(start.method))
         except ValueError as error:
-            raise UserError(f"{start.method} has an argument by the name of a flag: rename it ({error})") from error
+            raise UserError(f"{start.method} has an option named as a flag: rename it ({error})") from error
         parser.set_defaults(start.to_dict())
     given = _parse(parser, [*(f"--config={file}" for file in files), *arguments])
     if given.method is None:
         raise UserError(f"which method? {PROG} train METHOD, with one of {', '.join(methods.names())}")
     if given.data is None:
         raise UserError("which data? --data digits, cifar10, cifar100, svhn, stl10 or folder")
-    known = {field.name for field in fields(Config)}
-    flat = {name: value for name, value in given.as_dict().items() if name in known or name not in added}
+    known = {"method", *SETTINGS, *(field.name for field in fields(options_of(given.method)))}
+    flat = {name: value for name, value in given.as_dict().items() if name in known}
     config = Config.from_dict(flat)
     if given.print_config:
         print(config.to_yaml(), end="")

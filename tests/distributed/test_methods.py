@@ -27,7 +27,8 @@ OPTIONS = {
 
 def build(name: str) -> tuple[Method, Teacher]:
     torch.manual_seed(0)
-    method = get(name)(networks.build("small", channels=1, size=8), 4, **OPTIONS[name])
+    kind = get(name)
+    method = kind(networks.build("small", channels=1, size=8), 4, kind.Options(**OPTIONS[name]))
     # In eval mode, so that the images of one rank do not bear on the outputs of another.
     return method.eval(), Teacher(method.student, temporal_moving_average(0.9))
 

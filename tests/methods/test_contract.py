@@ -4,17 +4,18 @@ import copy
 import inspect
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import torch
 from tiny import CASES, CHANNELS, CLASSES, SIZE, build, make_batch, tensors
-from torch import nn
 
 from spatial_ensemble import Teacher, methods, spatial_temporal_smoothing
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.views import view
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods import Method
+from spatial_ensemble.methods.options import check_types
 
 TEACHER_ONLY_EVALUATES = ("fixmatch student", "linear", "linear without norm")
 every_case = pytest.mark.parametrize("case", CASES)
@@ -163,23 +164,25 @@ def test_every_view_is_known(case: str) -> None:
 
 
 @every_method
-def test_options_are_typed_documented_keywords(name: str) -> None:
-    kind = methods.get(name)
-    backbone, num_classes, *options = inspect.signature(kind).parameters.values()
-    assert (backbone.name, num_classes.name) == ("backbone", "num_classes")
-    for option in options:
-        assert option.kind is option.KEYWORD_ONLY and option.default is not option.empty, option
-        assert option.annotation is not option.empty, option
-        assert f"\n    {option.name}: " in inspect.cleandoc(kind.__doc__ or ""), option
+def test_options_are_typed_and_documented(name: str) -> None:
+    kind, options = methods.get(name), methods.options_of(name)
+    assert list(inspect.signature(kind).parameters) == ["backbone", "num_classes", "options"]
+    assert kind.Options is options and options() == options()  # each option has a default
+    for option in fields(options):
+        assert f"\n    {option.name}: " in inspect.cleandoc(options.__doc__ or ""), option
+    with pytest.raises(FrozenInstanceError):
+        options().anything = 1
+    check_types(options())
 
 
 @every_method
 def test_choices_are_checked(name: str) -> None:
-    kind = methods.get(name)
+    options = methods.options_of(name)
     for option in ("teacher_norm", "labels_from"):
-        if option in inspect.signature(kind).parameters:
-            with pytest.raises(UserError, match=rf"{option} 'nonsense': use \w+ or \w+"):
-                kind(Flat(), CLASSES, **{option: "nonsense"})
+        if option in options.__dataclass_fields__:
+            flag = "--" + option.replace("_", "-")
+            with pytest.raises(UserError, match=rf"{flag} must be one of \w+, \w+; got 'nonsense'"):
+                options(**{option: "nonsense"})
 
 
 @pytest.mark.parametrize("name", ["fixmatsch", "nowhere.Method", "spatial_ensemble.methods.base.Nothing"])
@@ -201,15 +204,11 @@ def refuse(*args, **kwargs): raise AssertionError("the network was asked for")
 socket.socket.connect = socket.getaddrinfo = refuse
 from spatial_ensemble import methods, networks
 for name in ("byol", "moco"):
-    methods.get(name)(networks.build("small", channels=1, size=8), 10)
+    methods.get(name)(networks.build("small", channels=1, size=8), 10, methods.options_of(name)())
 assert threading.active_count() == 1, threading.enumerate()
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-class Flat(nn.Flatten):
-    num_features = 3
 
 
 def advance(method: Method, teacher: Teacher, steps: range) -> list[float]:

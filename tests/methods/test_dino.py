@@ -12,6 +12,7 @@ from tiny import CLASSES, build, make_batch
 from spatial_ensemble import Teacher, networks, temporal_moving_average
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.dino import DINO, DINOHead, cross_view_loss
+from spatial_ensemble.methods.options.dino import DINOOptions
 
 
 def softmax(row: list[float], temperature: float) -> list[float]:
@@ -50,8 +51,7 @@ def test_whole_loss_and_the_teachers_temperature(step: int, temperature: float) 
     method.teacher_temperature = DINO(
         networks.build("small", channels=3, size=8),
         CLASSES,
-        warmup_teacher_temperature=0.07,
-        temperature_warmup_steps=4,
+        DINOOptions(warmup_teacher_temperature=0.07, temperature_warmup_steps=4),
     ).teacher_temperature
     method.centre.normal_(generator=torch.Generator().manual_seed(1))
     batch = make_batch(method, step)
@@ -82,7 +82,7 @@ def test_centre_is_a_saved_moving_average_of_the_teachers_logits() -> None:
 def test_by_default_the_teachers_statistics_are_those_of_global_crops() -> None:
     """The student's are those of local crops for the most part, which mislead a teacher on whole images."""
     backbone = networks.build("small", channels=3, size=8)
-    method = DINO(backbone, CLASSES, hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2)
+    method = DINO(backbone, CLASSES, DINOOptions(hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2))
     teacher = Teacher(method.student, temporal_moving_average(0.99))
     for step in range(60):
         crops = tuple(torch.randn(4, 3, size, size) + shift for size, shift in ((8, 0.0), (8, 0.0), (4, 9.0), (4, 9.0)))
@@ -139,7 +139,7 @@ def test_head_is_lightlys(batchnorm: bool) -> None:
 
 def test_crops_of_two_sizes_pass_through_a_vision_transformer() -> None:
     network = networks.build("vit-mini", channels=3, size=16)
-    method = DINO(network, CLASSES, hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2)
+    method = DINO(network, CLASSES, DINOOptions(hidden_dim=8, bottleneck_dim=4, out_dim=6, local_crops=2))
     teacher = Teacher(method.student, temporal_moving_average(0.9))
     batch = make_batch(method)
     crops = tuple(torch.randn(2, 3, size, size) for size in (16, 16, 8, 8))
@@ -160,4 +160,4 @@ def test_crops_of_two_sizes_pass_through_a_vision_transformer() -> None:
 )
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
-        DINO(networks.build("small", channels=3, size=8), CLASSES, **options)
+        DINOOptions(**options)

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tiny import CHANNELS, CLASSES, SIZE, build, make_batch
+from tiny import CHANNELS, CLASSES, build, make_batch
 from torch import Tensor, nn
 
-from spatial_ensemble import networks
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.fixmatch import FixMatch, pseudo_label_loss
+from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
 
 
 def cross_entropy(logits: list[float], label: int) -> float:
@@ -87,7 +87,7 @@ def test_batch_norm_sees_labelled_and_unlabelled_images_together(labels_from: st
     passes: list[Tensor] = []
     from spatial_ensemble import Teacher, temporal_moving_average
 
-    method = FixMatch(Watched(), CLASSES, labels_from=labels_from)
+    method = FixMatch(Watched(), CLASSES, FixMatchOptions(labels_from=labels_from))
     batch = make_batch(method)
     method(batch, Teacher(method.student, temporal_moving_average(0.9)))
     images = {"labelled": batch.labelled[0], "weak": batch.unlabelled[0], "strong": batch.unlabelled[1]}
@@ -106,4 +106,4 @@ def test_batch_norm_sees_labelled_and_unlabelled_images_together(labels_from: st
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FixMatch(networks.build("small", channels=CHANNELS, size=SIZE), CLASSES, **options)
+        FixMatchOptions(**options)

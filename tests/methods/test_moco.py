@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spatial_ensemble import Teacher, networks, temporal_moving_average
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.moco import MoCo, contrastive_loss
+from spatial_ensemble.methods.options.moco import MoCoOptions
 
 
 def unit(count: int, dim: int, seed: int) -> Tensor:
@@ -31,7 +32,7 @@ def make(**options: object) -> MoCo:
     method = MoCo(
         networks.build("small", channels=3, size=SIZE),
         CLASSES,
-        **{"dim": 4, "queue_size": 6, "teacher_norm": "running", **options},
+        MoCoOptions(**{"dim": 4, "queue_size": 6, "teacher_norm": "running", **options}),
     )
     return method
 
@@ -108,7 +109,7 @@ groups: list[Tensor] = []
 
 
 def test_shuffled_groups_are_normalised_apart_and_keys_come_back_in_order() -> None:
-    method = MoCo(NormalisedMean(), CLASSES, dim=4, queue_size=8, teacher_norm="batch", shuffle_groups=2)
+    method = MoCo(NormalisedMean(), CLASSES, MoCoOptions(dim=4, queue_size=8, shuffle_groups=2))
     teacher = Teacher(method.student, temporal_moving_average(0.9))
     images = torch.randn(8, 3, 2, 2)
     groups.clear()

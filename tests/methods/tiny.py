@@ -44,7 +44,8 @@ def build(case: str, seed: int = 0) -> tuple[Method, Teacher]:
     name, options = CASES[case]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        method = get(name)(networks.build("small", channels=CHANNELS, size=SIZE), CLASSES, **options)
+        kind = get(name)
+        method = kind(networks.build("small", channels=CHANNELS, size=SIZE), CLASSES, kind.Options(**options))
         teacher = Teacher(method.student, temporal_moving_average(0.9))
         for tensor in teacher.module.parameters():
             tensor.add_(0.02 * torch.randn_like(tensor))

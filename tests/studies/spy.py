@@ -31,7 +31,7 @@ class Unlabelled(Method):
 
     unlabelled_views = ("weak", "strong")
 
-    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: object) -> None:
         super().__init__()
         self.student = Student(backbone, nn.Identity())
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +25,13 @@ from spatial_ensemble.studies.compare import compare
 from spatial_ensemble.studies.pool import Event
 from spatial_ensemble.studies.statistics import paired_differences, summarise
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import stated
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import evaluate
 from spatial_ensemble.training.recipes import default, fixmatch_digits
 
 PROGRAM = Path(sys.executable).with_name("spatial-ensemble")
 SETTINGS = {"steps": 100, "eval_every": 10, "checkpoint_every": 10, "batch_size": 10, "device": "cpu"}
-TINY = replace(fixmatch_digits(), **SETTINGS)
+TINY = fixmatch_digits().replace(**SETTINGS)
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()] + ["--unlabelled-ratio=1"]
 NAMES = ("tma", "sts")
 Study = tuple[Path, str, dict[str, Any]]
@@ -60,7 +58,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
     assert {path.name for path in out.glob("runs/*/*") if path.is_file()} == {"config.yaml", "last.ckpt", "log.csv"}
     content = checkpoint.load(saved[0])
-    assert 0 < content["step"] < TINY.steps
+    assert 0 < content["step"] < TINY.run.steps
     content["history"][0]["loss"] = 12345.0
     del content["format"]
     checkpoint.save(saved[0], content)
@@ -114,8 +112,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(study: Study) -> None:
 def test_results_json_is_as_designed(study: Study) -> None:
     _, _, results = study
     assert list(results) == ["config", "versions", "runs", "summary", "paired"]
-    options = TINY.options | {"unlabelled_ratio": 1, "labelled_apart": False, "teacher_norm": "running"}
-    assert configuration(results) == replace(TINY, options=options)  # the command line states every option
+    assert configuration(results) == TINY.replace(unlabelled_ratio=1)
     assert results["versions"]["torch"] == version("torch")
     keys = ["smoothing", "seed", "teacher_accuracy", "student_accuracy", "seconds", "history"]
     assert [list(run) for run in results["runs"]] == [keys] * 4
@@ -136,7 +133,7 @@ def test_report_figures_and_every_run_are_there(study: Study) -> None:
     for name in NAMES:
         for seed in (0, 1):
             run = out / "runs" / f"{name}-seed{seed}"
-            assert checkpoint.load(run / "last.ckpt")["step"] == TINY.steps
+            assert checkpoint.load(run / "last.ckpt")["step"] == TINY.run.steps
             assert len((run / "log.csv").read_text().splitlines()) == 11
             assert f"smoothing: {name}\n" in (run / "config.yaml").read_text()
     assert all(text in printed for text in ("minus", "sts", "2 matched seeds", str(out / "report.html")))
@@ -154,9 +151,9 @@ def test_report_figures_and_every_run_are_there(study: Study) -> None:
 def test_every_method_is_compared_by_its_own_measure(
     method: str, labels: int | None, measure: str, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(default(method, "digits"), labels=labels, steps=2, warmup_steps=0, batch_size=20, device="cpu")
+    config = default(method, "digits").replace(labels=labels, steps=2, warmup_steps=0, batch_size=20, device="cpu")
     if method == "moco":
-        config = replace(config, options=config.options | {"queue_size": 40})
+        config = config.replace(queue_size=40)
     results = compare(config, tmp_path / "study", seeds=2, smoothings=("tma", "se"))
     for run in results["runs"]:
         trained = checkpoint_of(tmp_path / "study", run)
@@ -191,9 +188,9 @@ def test_a_second_call_does_only_what_is_missing(
 @pytest.mark.parametrize(("field", "value"), [("lr", 0.5), ("steps", 8), ("unit", "channel")])
 def test_another_configuration_is_refused_and_nothing_is_touched(study: Study, field: str, value: Any) -> None:
     out, before = study[0], files(study[0])
-    message = f"{out} holds another study (--{field} {getattr(TINY, field)}, not {value}): choose another --out"
+    message = f"{out} holds another study (--{field} {TINY.to_dict()[field]}, not {value}): choose another --out"
     with pytest.raises(UserError, match=re.escape(message)):
-        compare(replace(configuration(study[2]), **{field: value}), out, seeds=2)
+        compare(configuration(study[2]).replace(**{field: value}), out, seeds=2)
     assert files(out) == before
 
 
@@ -204,11 +201,11 @@ def test_other_images_are_no_part_of_the_same_study(tmp_path: Path, in_process: 
                 (tmp_path / where / part).mkdir(parents=True, exist_ok=True)
                 pixels = np.full((8, 8, 3), shade + image, np.uint8)
                 Image.fromarray(pixels).save(tmp_path / where / part / f"{image}.png")
-    config = replace(TINY, data="folder", path=str(tmp_path / "here"), labels=4, batch_size=2, steps=1, options={})
+    config = TINY.replace(data="folder", path=str(tmp_path / "here"), labels=4, batch_size=2, steps=1)
     compare(config, tmp_path / "study", seeds=1, smoothings=NAMES)
     before = files(tmp_path / "study")
     with pytest.raises(UserError, match=r"another study \(--path .*here, not .*there\)"):
-        compare(replace(config, path=str(tmp_path / "there")), tmp_path / "study", seeds=1, smoothings=NAMES)
+        compare(config.replace(path=str(tmp_path / "there")), tmp_path / "study", seeds=1, smoothings=NAMES)
     (tmp_path / "here").rename(tmp_path / "elsewhere")
     (tmp_path / "there").rename(tmp_path / "here")
     with pytest.raises(UserError, match="the images have changed since the study in"):
@@ -218,10 +215,10 @@ def test_other_images_are_no_part_of_the_same_study(tmp_path: Path, in_process: 
 
 def test_options_that_were_not_given_are_those_by_default(tmp_path: Path, in_process: None) -> None:
     """A study goes on from Python as from the command line, and after an upgrade that brought an option."""
-    some = replace(TINY, steps=2, eval_every=1, options={"unlabelled_ratio": 1})
+    some = TINY.replace(steps=2, eval_every=1, unlabelled_ratio=1)
     compare(some, tmp_path, seeds=1, smoothings=["se", "tma"])
     content = json.loads((tmp_path / "results.json").read_text())
-    assert configuration(content) == stated(some)
+    assert configuration(content) == some
     del content["config"]["labelled_apart"], content["runs"][1]  # the second was not entered before it was interrupted
     (tmp_path / "results.json").write_text(json.dumps(content))
     (tmp_path / ".results.json.7.tmp").touch()
@@ -230,15 +227,15 @@ def test_options_that_were_not_given_are_those_by_default(tmp_path: Path, in_pro
     del saved["format"], saved["config"]["labelled_apart"]
     checkpoint.save(second, saved)
     before = files(tmp_path / "runs")
-    assert len(compare(stated(some), tmp_path, seeds=1, smoothings=["se", "tma"])["runs"]) == 2
+    assert len(compare(some, tmp_path, seeds=1, smoothings=["se", "tma"])["runs"]) == 2
     assert files(tmp_path / "runs") == before and not list(tmp_path.glob(".*"))
 
 
 def test_a_run_of_another_study_is_refused_before_any_starts(study: Study, tmp_path: Path, in_process: None) -> None:
     shutil.copytree(study[0] / "runs" / "sts-seed1", tmp_path / "runs" / "sts-seed1")
     before = files(tmp_path)
-    with pytest.raises(UserError, match=rf"sts-seed1 holds another study \(--lr {TINY.lr}, not 0.5\)"):
-        compare(replace(configuration(study[2]), lr=0.5), tmp_path, seeds=2)
+    with pytest.raises(UserError, match=rf"sts-seed1 holds another study \(--lr {TINY.optim.lr}, not 0.5\)"):
+        compare(configuration(study[2]).replace(lr=0.5), tmp_path, seeds=2)
     assert files(tmp_path) == before
 
 
@@ -261,7 +258,7 @@ def test_what_cannot_be_a_study_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failing_run_is_one_line_with_the_rest_in_a_file(tmp_path: Path, in_process: None) -> None:
-    config = replace(TINY, method="spy.Broken", labels=None, options={})
+    config = TINY.replace(method="spy.Broken", labels=None)
     with pytest.raises(UserError) as caught:
         compare(config, tmp_path, seeds=1, smoothings=["se"])
     assert "one (in full: " in str(caught.value) and "0 of 1 runs are finished and kept" in str(caught.value)
@@ -269,7 +266,7 @@ def test_a_failing_run_is_one_line_with_the_rest_in_a_file(tmp_path: Path, in_pr
 
 
 def test_a_method_without_labels_is_judged_by_its_neighbours(tmp_path: Path, in_process: None) -> None:
-    config = replace(TINY, method="spy.Unlabelled", labels=None, options={}, steps=2)
+    config = TINY.replace(method="spy.Unlabelled", labels=None, steps=2)
     results = compare(config, tmp_path, seeds=1, smoothings=["se"])
     assert 50 < results["runs"][0]["teacher_accuracy"] <= 100  # digits have good neighbours under almost any features
     assert results["paired"] == [] and results["summary"][0]["ci95"] is None

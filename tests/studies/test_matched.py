@@ -1,6 +1,5 @@
 """The runs of one seed differ in the smoothing alone."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +14,8 @@ STEPS = 4
 
 
 def observe(folder: Path, smoothing: str, seed: int) -> tuple[list[str], str, str]:
-    config = replace(
-        fixmatch_digits(), method="spy.Spy", smoothing=smoothing, seed=seed, steps=STEPS, eval_every=STEPS, device="cpu"
+    config = fixmatch_digits().replace(
+        method="spy.Spy", smoothing=smoothing, seed=seed, steps=STEPS, eval_every=STEPS, device="cpu"
     )
     torch.manual_seed(len(list(folder.iterdir())))  # what the process drew before must not matter
     result = train(config, folder / f"{smoothing}-{seed}", progress=False)

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +17,7 @@ from spatial_ensemble.training import run
 from spatial_ensemble.training.run import train
 
 RANK = int(os.environ.get("RANK", 0))
-CONFIG = replace(SHORT, steps=4, batch_size=20, lr_schedule="constant", device="cpu", eval_every=2)
+CONFIG = SHORT.replace(steps=4, batch_size=20, lr_schedule="constant", device="cpu", eval_every=2)
 
 
 class Plain(torch.nn.Sequential):
@@ -29,7 +28,7 @@ class Plain(torch.nn.Sequential):
         self.num_features = 16
 
 
-PLAIN = replace(CONFIG, network="ranked.Plain", eval_every=4, checkpoint_every=3)
+PLAIN = CONFIG.replace(network="ranked.Plain", eval_every=4, checkpoint_every=3)
 
 
 class Uneven(FixMatch):
@@ -44,8 +43,8 @@ class Uneven(FixMatch):
 class Broken(FixMatch):
     """The second process has what is not finite."""
 
-    def __init__(self, backbone, num_classes, *, unlabelled_ratio=1):
-        super().__init__(backbone, num_classes, unlabelled_ratio=unlabelled_ratio)
+    def __init__(self, backbone, num_classes, options):
+        super().__init__(backbone, num_classes, options)
         self.register_buffer("own", torch.zeros(()))
 
     def forward(self, batch, teacher):
@@ -87,7 +86,7 @@ def main(out):
 
     with mock.patch.object(run._Run, "evaluate", alike):
         for method in ("fixmatch", "mean_teacher"):
-            seen[method] = train(replace(CONFIG, method=method), out / method, progress=False).history
+            seen[method] = train(CONFIG.replace(method=method), out / method, progress=False).history
     seen["straight"] = train(PLAIN, out / "straight", progress=False).history
     try:
         train(PLAIN, out / "killed", progress=False, on_step=kill_at(3))
@@ -96,12 +95,12 @@ def main(out):
             (out / "kept.ckpt").write_bytes((out / "killed" / "last.ckpt").read_bytes())
     torch.distributed.barrier()  # as the first process alone writes
     seen["resumed"] = train(PLAIN, out / "killed", resume=True, progress=False).history
-    seen["uneven"] = train(replace(PLAIN, method="ranked.Uneven", steps=2), out / "uneven", progress=False).history
-    seen["broken"] = message(replace(PLAIN, method="ranked.Broken"), out / "broken")
+    seen["uneven"] = train(PLAIN.replace(method="ranked.Uneven", steps=2), out / "uneven", progress=False).history
+    seen["broken"] = message(PLAIN.replace(method="ranked.Broken"), out / "broken")
     for name, stand_in in {"slow": slow_first, "first": fail_in(0), "second": fail_in(1)}.items():
         asked.clear()
         with mock.patch.object(run, "load", stand_in):
-            seen[name] = message(replace(PLAIN, steps=1), out / name), list(asked)
+            seen[name] = message(PLAIN.replace(steps=1), out / name), list(asked)
     (out / f"rank{RANK}.json").write_text(json.dumps(seen))
 
 

@@ -2,19 +2,17 @@
 
 import torch
 
+from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.config import Config, ImagesConfig, OptimConfig, RunConfig, TeacherConfig
 
 SHORT = Config(
     "fixmatch",
-    "digits",
-    labels=20,
-    momentum=0.99,
-    steps=30,
-    batch_size=10,
-    lr_schedule="fixmatch",
-    eval_every=10,
-    options={"unlabelled_ratio": 1},
+    ImagesConfig("digits", labels=20),
+    teacher=TeacherConfig(momentum=0.99),
+    optim=OptimConfig(lr_schedule="fixmatch"),
+    run=RunConfig(steps=30, batch_size=10, eval_every=10),
+    options=FixMatchOptions(unlabelled_ratio=1),
 )
 
 

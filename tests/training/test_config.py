@@ -1,15 +1,19 @@
 """The configuration: what it refuses, what it means, and its way to YAML and back."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields
 
 import pytest
 import yaml
 
 from spatial_ensemble import Smoothing, UserError
-from spatial_ensemble.training.config import Config, build_smoothing, read_yaml
+from spatial_ensemble.methods.fixmatch import FixMatch
+from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
+from spatial_ensemble.methods.options.mean_teacher import MeanTeacherOptions
+from spatial_ensemble.training.config import PARTS, Config, ImagesConfig, build_smoothing, read_yaml
 
-CONFIG = Config("fixmatch", "digits", labels=20, lr=1e-5, options={"threshold": 0.9, "labels_from": "student"})
+CONFIG = Config("fixmatch", ImagesConfig("digits", labels=20), options=FixMatchOptions(0.9, labels_from="student"))
+CONFIG = CONFIG.replace(lr=1e-5)
 
 
 def test_to_yaml_and_back_is_the_same(tmp_path):
@@ -39,7 +43,7 @@ def test_to_yaml_and_back_is_the_same(tmp_path):
         ("warmup_steps", 2000, "--warmup-steps must be from 0 to --steps"),
         ("momentum", 1.5, r"momentum must be a number in \[0, 1\], got 1.5"),
         ("preserve_prob", math.nan, r"preserve_prob must be a number in \[0, 1\], got nan"),
-        ("unit", "filter", "--unit must be one of layer, tensor, channel, element"),
+        ("unit", "filter", "--unit must be one of layer, tensor, channel, element; got 'filter'"),
         ("optimizer", "adam", "--optimizer must be one of sgd, heavyball, lars, larc, adamw"),
         ("smoothing", "ema", "--smoothing must be one of sts, se, tma, tma-matched"),
         ("buffers", "follow", "--buffers follow needs --unit layer"),
@@ -47,19 +51,71 @@ def test_to_yaml_and_back_is_the_same(tmp_path):
 )
 def test_values_out_of_range_are_refused(name, value, message):
     with pytest.raises(UserError, match=message):
-        replace(CONFIG, **{name: value})
+        CONFIG.replace(**{name: value})
+
+
+@dataclass(frozen=True)
+class Named:
+    momentum: float = 0.5
+
+
+class NamedMethod(FixMatch):
+    Options = Named
 
 
 def test_an_option_does_not_take_the_name_of_a_setting():
-    for name in ("lr", "options"):
-        with pytest.raises(UserError, match=f"options of fixmatch hold '{name}', which is a setting of every run"):
-            replace(CONFIG, options={name: 0.5})
+    with pytest.raises(UserError, match="NamedMethod has an option named 'momentum', which is a setting of every run"):
+        Config(f"{__name__}.NamedMethod", ImagesConfig("digits"))
+
+
+def test_every_setting_has_one_name():
+    names = [field.name for part in PARTS.values() for field in fields(part)]
+    assert len(names) == len(set(names))
+    assert list(CONFIG.to_dict()) == ["method", *names, *(field.name for field in fields(FixMatchOptions))]
+
+
+def test_a_configuration_from_elsewhere_is_checked():
+    flat = CONFIG.to_dict()
+    for name, value, message in (
+        ("steps", "many", "--steps must be int; got 'many'"),
+        ("steps", True, "--steps must be int; got True"),
+        ("lr", None, "--lr must be float; got None"),
+        ("path", 3, "--path must be str; got 3"),
+        ("unlabelled_ratio", 1.5, "--unlabelled-ratio must be int; got 1.5"),
+        ("labels_from", "nobody", "--labels-from must be one of teacher, student; got 'nobody'"),
+        ("method", None, "the configuration needs a name as its method, got None"),
+        ("method", "nothing", "method 'nothing' is not known"),
+        ("data", 7, "the configuration needs a name as its data, got 7"),
+        ("treshold", 0.5, "fixmatch has no option 'treshold': it has threshold, "),
+    ):
+        with pytest.raises(UserError, match=message):
+            Config.from_dict(flat | {name: value})
+    assert Config.from_dict(flat | {"lr": 1}).optim.lr == 1  # JSON and YAML write 1.0 as 1
+
+
+def test_another_method_starts_from_its_defaults():
+    other = CONFIG.replace(method="mean_teacher", unlabelled_ratio=3)
+    assert other.options == MeanTeacherOptions(unlabelled_ratio=3) and other.optim == CONFIG.optim
+    assert CONFIG.replace(method="spatial_ensemble.methods.fixmatch.FixMatch").options == CONFIG.options
+    with pytest.raises(UserError, match=r"options of fixmatch must be .*FixMatchOptions"):
+        Config("fixmatch", CONFIG.images, options=other.options)
+
+
+def test_differences_from_a_saved_configuration():
+    saved = CONFIG.to_dict()
+    assert CONFIG.differences(saved) == {}
+    changed = CONFIG.replace(lr=0.5, threshold=0.8, device="cpu")
+    assert changed.differences(saved, may_change={"device"}) == {"lr": (1e-5, 0.5), "threshold": (0.9, 0.8)}
+    del saved["labelled_apart"], saved["clip_grad"]  # saved before there were such settings
+    assert CONFIG.differences(saved) == {}
+    assert CONFIG.replace(labelled_apart=True).differences(saved) == {"labelled_apart": (False, True)}
+    assert CONFIG.differences({"method": "gone.Away", "what": 1}) == {"method": ("gone.Away", "fixmatch")}
 
 
 def test_a_bad_momentum_is_found_under_a_schedule_too():
     for schedule in ("cosine", "warmup"):
         with pytest.raises(UserError, match="momentum must be"):
-            replace(CONFIG, momentum=1.5, momentum_schedule=schedule)
+            CONFIG.replace(momentum=1.5, momentum_schedule=schedule)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +128,13 @@ def test_a_bad_momentum_is_found_under_a_schedule_too():
     ],
 )
 def test_all_smoothings_come_from_one_momentum_and_preserve_prob(smoothing, expected):
-    assert build_smoothing(replace(CONFIG, smoothing=smoothing, momentum=0.9, preserve_prob=0.75)) == expected
+    assert build_smoothing(CONFIG.replace(smoothing=smoothing, momentum=0.9, preserve_prob=0.75)) == expected
 
 
 def test_momentum_schedules():
-    cosine = build_smoothing(replace(CONFIG, momentum=0.9, momentum_schedule="cosine", steps=100, preserve_prob=0.5))
+    cosine = build_smoothing(CONFIG.replace(momentum=0.9, momentum_schedule="cosine", steps=100, preserve_prob=0.5))
     assert [cosine.at(step) for step in (0, 50, 100)] == [(0.9, 0.5), (pytest.approx(0.95), 0.5), (1.0, 0.5)]
-    warm = build_smoothing(replace(CONFIG, momentum=0.9, momentum_schedule="warmup", smoothing="tma"))
+    warm = build_smoothing(CONFIG.replace(momentum=0.9, momentum_schedule="warmup", smoothing="tma"))
     assert [warm.at(step)[0] for step in (0, 10, 1000)] == [0.1, 0.55, 0.9]
 
 

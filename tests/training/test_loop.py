@@ -16,7 +16,7 @@ from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.optim import build_optimizer, learning_rate
 from spatial_ensemble.training.run import check, train
 
-SIX = replace(SHORT, steps=6, eval_every=2, checkpoint_every=3)
+SIX = SHORT.replace(steps=6, eval_every=2, checkpoint_every=3)
 
 
 class Dropping(torch.nn.Sequential):
@@ -64,7 +64,7 @@ def train_with_a_break(config, out, at=3, collect=None):
 def test_the_last_layer_of_dino_is_frozen_for_as_many_steps_as_asked_for(tmp_path):
     small = {"out_dim": 8, "hidden_dim": 8, "bottleneck_dim": 4, "local_crops": 0, "freeze_last_layer_steps": 2}
     WatchedDINO.last.clear()
-    config = replace(SHORT, method=f"{__name__}.WatchedDINO", labels=None, options=small, steps=4)
+    config = SHORT.replace(method=f"{__name__}.WatchedDINO", labels=None, steps=4, **small)
     train(config, tmp_path / "run", progress=False)
     assert [torch.equal(weight, WatchedDINO.last[0]) for weight in WatchedDINO.last] == [True, True, True, False]
 
@@ -77,7 +77,7 @@ def test_each_step_has_the_learning_rate_of_its_number(tmp_path, monkeypatch):
         return optimizers[-1]
 
     monkeypatch.setattr(run, "build_optimizer", build)
-    config = replace(SIX, lr_schedule="cosine", warmup_steps=2)
+    config = SIX.replace(lr_schedule="cosine", warmup_steps=2)
     train_with_a_break(
         config,
         tmp_path / "run",
@@ -88,7 +88,7 @@ def test_each_step_has_the_learning_rate_of_its_number(tmp_path, monkeypatch):
 
 
 def test_a_network_with_dropout_resumes_to_the_bit(tmp_path):
-    config = replace(SIX, network=f"{__name__}.Dropping")
+    config = SIX.replace(network=f"{__name__}.Dropping")
     whole = train(config, tmp_path / "whole", progress=False)
     parts = train_with_a_break(config, tmp_path / "parts")
     assert_equal(without_time(whole.checkpoint), without_time(parts.checkpoint))
@@ -96,7 +96,7 @@ def test_a_network_with_dropout_resumes_to_the_bit(tmp_path):
 
 def test_a_step_has_as_many_images_as_asked_for(tmp_path):
     Shapes.seen.clear()
-    config = replace(SHORT, method=f"{__name__}.Shapes", options={"unlabelled_ratio": 3}, steps=2)
+    config = SHORT.replace(method=f"{__name__}.Shapes", unlabelled_ratio=3, steps=2)
     train(config, tmp_path / "run", progress=False)
     assert Shapes.seen == [(step, (10, 1, 8, 8), (30, 1, 8, 8), (30, 1, 8, 8)) for step in range(2)]
 
@@ -114,16 +114,16 @@ def test_images_are_mirrored_where_that_keeps_their_class(monkeypatch, flip):
 def test_another_seed_draws_other_masks(tmp_path):
     ages = []
     for seed in (0, 1):
-        path = train(replace(SIX, seed=seed), tmp_path / f"{seed}", progress=False).checkpoint
+        path = train(SIX.replace(seed=seed), tmp_path / f"{seed}", progress=False).checkpoint
         ages.append(restore(checkpoint.load(path), path)[2].age())
     assert ages[0].keys() == ages[1].keys() and ages[0] != ages[1]
 
 
 def test_a_momentum_that_was_laid_over_the_run_is_not_laid_anew(tmp_path):
-    config = replace(SHORT, steps=1, lr_schedule="constant", momentum_schedule="cosine")
+    config = SHORT.replace(steps=1, lr_schedule="constant", momentum_schedule="cosine")
     train(config, tmp_path / "run", progress=False)
     with pytest.raises(UserError, match="has --steps 1, not 2: its schedule was laid over 1 steps"):
-        train(replace(config, steps=2), tmp_path / "run", resume=True, progress=False)
+        train(config.replace(steps=2), tmp_path / "run", resume=True, progress=False)
 
 
 def test_tensorboard_has_each_evaluation_of_a_resumed_run_once(tmp_path):

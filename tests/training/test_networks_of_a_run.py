@@ -16,13 +16,15 @@ from spatial_ensemble.methods.base import Student, classifier
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training import predict as module
 from spatial_ensemble.training.build import restore
-from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.config import Config, ImagesConfig
 from spatial_ensemble.training.evaluate import evaluate
 from spatial_ensemble.training.export import export
 from spatial_ensemble.training.predict import predict
 from spatial_ensemble.training.run import train
 
-CONFIG = Config("fixmatch", "digits", labels=20, momentum=0.8, steps=40, batch_size=20, options={"unlabelled_ratio": 1})
+CONFIG = Config("fixmatch", ImagesConfig("digits", labels=20)).replace(
+    momentum=0.8, steps=40, batch_size=20, unlabelled_ratio=1
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,25 @@
 """Optimizers and learning rates."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.config import Config, ImagesConfig
 from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
 
-CONFIG = Config("fixmatch", "digits", steps=1600, lr=0.03, weight_decay=0.1)
+CONFIG = Config("fixmatch", ImagesConfig("digits")).replace(steps=1600, lr=0.03, weight_decay=0.1)
 
 
 def test_fixmatch_learning_rate_is_the_published_one():
-    config = replace(CONFIG, lr_schedule="fixmatch")
+    config = CONFIG.replace(lr_schedule="fixmatch")
     for step in (0, 1, 800, 1599):
         assert learning_rate(config, step) == pytest.approx(0.03 * math.cos(7 * math.pi * step / (16 * 1600)))
 
 
 def test_cosine_equals_torchs_after_a_straight_warm_up():
-    config = replace(CONFIG, steps=30, warmup_steps=10, lr_schedule="cosine")
+    config = CONFIG.replace(steps=30, warmup_steps=10, lr_schedule="cosine")
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     assert [learning_rate(config, step) for step in range(10)] == pytest.approx([0.003 * (k + 1) for k in range(10)])
@@ -35,7 +34,7 @@ def test_biases_and_norms_have_no_weight_decay(name):
     """With gradients of zero, decay is all that moves a weight."""
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = {key: value.clone() for key, value in module.named_parameters()}
-    optimizer = build_optimizer(module, replace(CONFIG, optimizer=name))
+    optimizer = build_optimizer(module, CONFIG.replace(optimizer=name))
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 1e-12)
     optimizer.step()
@@ -45,7 +44,7 @@ def test_biases_and_norms_have_no_weight_decay(name):
         twin.load_state_dict(before, strict=False)
         for parameter in twin.parameters():
             parameter.grad = torch.full_like(parameter, 1e-12)
-        build_optimizer(twin, replace(CONFIG, optimizer=name, weight_decay=0.0)).step()
+        build_optimizer(twin, CONFIG.replace(optimizer=name, weight_decay=0.0)).step()
         after = dict(twin.named_parameters())
         moved = {key for key, value in module.named_parameters() if not torch.equal(value, after[key])}
     assert moved == {"0.weight"}
@@ -57,7 +56,7 @@ def test_lars_scales_the_step_by_the_trust_ratio(decay):
     module = nn.Linear(4, 4, bias=False)
     weight, gradient = module.weight.detach().clone(), torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     module.weight.grad = gradient.clone()
-    build_optimizer(module, replace(CONFIG, optimizer="lars", lr=0.5, weight_decay=decay)).step()
+    build_optimizer(module, CONFIG.replace(optimizer="lars", lr=0.5, weight_decay=decay)).step()
     trust = 0.001 * weight.norm() / (gradient.norm() + decay * weight.norm())
     torch.testing.assert_close(module.weight.detach(), weight - 0.5 * trust * (gradient + decay * weight))
 
@@ -71,7 +70,7 @@ def test_three_steps_with_momentum(name):
     draw = torch.Generator().manual_seed(0)
     module = nn.Linear(4, 4, bias=False)
     weight, velocity = module.weight.detach().clone(), torch.zeros(4, 4)
-    optimizer = build_optimizer(module, replace(CONFIG, optimizer=name, lr=0.5))
+    optimizer = build_optimizer(module, CONFIG.replace(optimizer=name, lr=0.5))
     for _ in range(3):
         module.weight.grad = torch.randn(4, 4, generator=draw)
         gradient = module.weight.grad + 0.1 * weight
@@ -89,8 +88,8 @@ def test_larc_never_steps_further_than_sgd():
     twin.load_state_dict(module.state_dict())
     for network in (module, twin):  # so small a gradient that the trust ratio is far above the learning rate
         network.weight.grad = torch.full((4, 4), 1e-6)
-    config = replace(CONFIG, weight_decay=1e-9, lr=1e-3)
-    build_optimizer(module, replace(config, optimizer="larc")).step()
+    config = CONFIG.replace(weight_decay=1e-9, lr=1e-3)
+    build_optimizer(module, config.replace(optimizer="larc")).step()
     torch.optim.SGD(twin.parameters(), lr=1e-3).step()
     torch.testing.assert_close(module.weight, twin.weight, rtol=0, atol=1e-12)
 
@@ -106,7 +105,7 @@ def test_a_parameter_may_get_its_first_gradients_later_than_others(name):
     torch.manual_seed(0)
     first, late = nn.Linear(3, 3), nn.Linear(3, 3)
     module = nn.Sequential(first, late)
-    optimizer = build_optimizer(module, replace(CONFIG, optimizer=name))
+    optimizer = build_optimizer(module, CONFIG.replace(optimizer=name))
     before = late.weight.detach().clone()
     for step in range(4):
         optimizer.zero_grad()

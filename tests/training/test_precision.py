@@ -1,28 +1,23 @@
 """What makes a step fast changes nothing else: bfloat16, channels-last batches and a fused optimizer."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
 from spatial_ensemble.data.images import normalise
+from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
-from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.config import Config, ImagesConfig, RunConfig, TeacherConfig
 from spatial_ensemble.training.optim import build_optimizer
 from spatial_ensemble.training.run import train
 
 MIXED = Config(
     "fixmatch",
-    "digits",
-    labels=20,
-    smoothing="se",
-    steps=6,
-    batch_size=10,
-    eval_every=6,
-    precision="bf16-mixed",
-    options={"unlabelled_ratio": 1},
+    ImagesConfig("digits", labels=20),
+    teacher=TeacherConfig("se"),
+    run=RunConfig(steps=6, batch_size=10, eval_every=6, precision="bf16-mixed"),
+    options=FixMatchOptions(unlabelled_ratio=1),
 )
 
 
@@ -43,7 +38,7 @@ def tensors(content):
 
 
 def test_a_mixed_run_resumes_to_the_bit_and_keeps_all_state_in_float32(tmp_path):
-    config = replace(MIXED, checkpoint_every=4)
+    config = MIXED.replace(checkpoint_every=4)
     straight = tensors(checkpoint.load(train(config, tmp_path / "straight", progress=False).checkpoint))
     with pytest.raises(Killed):
         train(config, tmp_path / "killed", progress=False, on_step=kill_at_4)
@@ -60,7 +55,7 @@ def test_a_mixed_run_resumes_to_the_bit_and_keeps_all_state_in_float32(tmp_path)
 def test_the_masks_do_not_depend_on_the_precision(tmp_path):
     ages = []
     for precision in ("32-true", "bf16-mixed"):
-        path = train(replace(MIXED, precision=precision), tmp_path / precision, progress=False).checkpoint
+        path = train(MIXED.replace(precision=precision), tmp_path / precision, progress=False).checkpoint
         ages.append(restore(checkpoint.load(path), path)[2].age())
     assert ages[0] == ages[1]
     assert len({int(age) for age in ages[0].values()}) > 1
@@ -86,7 +81,7 @@ def test_the_fused_optimizer_takes_the_steps_of_the_plain_one():
     for fused in (True, False):
         torch.manual_seed(0)
         model = nn.Linear(8, 4)
-        stepper = build_optimizer(model, replace(MIXED, optimizer="adamw"))
+        stepper = build_optimizer(model, MIXED.replace(optimizer="adamw"))
         assert all(group["fused"] for group in stepper.param_groups)
         for group in stepper.param_groups:
             group["fused"] = fused

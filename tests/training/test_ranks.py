@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_two_processes_keep_one_teacher(two, method):
     out, seen = two
     assert len(seen[0][method]) == 2
     assert seen[0][method] == seen[1][method]
-    result = train(replace(ranked.CONFIG, method=method, steps=6), out / method, resume=True, progress=False)
+    result = train(ranked.CONFIG.replace(method=method, steps=6), out / method, resume=True, progress=False)
     assert result.steps_done == 2
     assert result.history[:2] == seen[0][method]
     assert checkpoint.load(result.checkpoint)["teacher"]["_extra_state"]["step"] == 6
@@ -53,7 +52,7 @@ def test_a_metric_need_not_be_reported_by_each_process_at_each_step(two):
     for seen in two[1]:
         (row,) = seen["uneven"]
         assert (row["a"], row["b"]) == (4.0, 5.5)
-        assert row["images"] == ranked.CONFIG.batch_size / 2  # of a step in one process
+        assert row["images"] == ranked.CONFIG.run.batch_size / 2  # of a step in one process
 
 
 def test_what_is_not_finite_in_one_process_ends_all(two):

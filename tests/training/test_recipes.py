@@ -1,7 +1,5 @@
 """Every recipe makes a whole configuration, and takes a step."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -30,10 +28,10 @@ def images(tmp_path_factory):
 def tiny(config: Config, images: str) -> Config:
     """One step on tiny images; the network, the optimizer and the options are the recipe's own."""
     less = {"hidden_dim": 64, "queue_size": 64, "shuffle_groups": 2}
-    options = {name: less.get(name, value) for name, value in config.options.items()}
-    labels = None if config.labels is None else 10
-    changes = {"steps": 1, "warmup_steps": 0, "image_size": 16, "batch_size": 4, "labels": labels, "options": options}
-    return replace(config, data="folder", path=images, **changes)
+    options = {name: value for name, value in less.items() if hasattr(config.options, name)}
+    labels = None if config.images.labels is None else 10
+    changes = {"steps": 1, "warmup_steps": 0, "image_size": 16, "batch_size": 4, "labels": labels}
+    return config.replace(data="folder", path=images, **changes, **options)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -42,7 +40,7 @@ def test_every_recipe_takes_a_step(name, images, tmp_path):
     if methods.get(config.method).needs_init:
         pretrained = train(tiny(recipes.moco_imagenet(), images), tmp_path / "pretrained", progress=False)
         export(pretrained.checkpoint, tmp_path / "pretrained.safetensors")
-        config = replace(config, init=str(tmp_path / "pretrained.safetensors"))
+        config = config.replace(init=str(tmp_path / "pretrained.safetensors"))
     result = train(config, tmp_path / "run", progress=False)
     content = checkpoint.load(result.checkpoint)
     assert content["step"] == 1
@@ -55,7 +53,7 @@ def test_every_recipe_takes_a_step(name, images, tmp_path):
 @pytest.mark.parametrize("data", ["digits", "cifar10"])
 def test_every_method_has_defaults(method, data):
     config = recipes.default(method, data)
-    assert (config.method, config.data) == (method, data)
+    assert (config.method, config.images.data) == (method, data)
     recipes_of_the_method = {recipes.get(name).method for name in recipes.RECIPES}
     assert method in recipes_of_the_method
 
@@ -68,24 +66,24 @@ def test_a_self_supervised_teacher_is_slow_from_the_first_step(method):
     steps_to_change = 1 / ((1 - momentum) * (1 - preserve_prob))
     assert steps_to_change >= 50
     if method == "moco":
-        assert steps_to_change > 5 * 4096 / config.batch_size
+        assert steps_to_change > 5 * 4096 / config.run.batch_size
 
 
 def test_published_numbers():
     fixmatch, byol = recipes.fixmatch_cifar10(), recipes.byol_imagenet()
-    assert (fixmatch.steps, fixmatch.batch_size, fixmatch.options["unlabelled_ratio"]) == (2**20, 64, 7)
-    assert recipes.fixmatch_cifar100().weight_decay == 0.001
-    assert byol.steps == 200 * 1_281_167 // 256
-    assert recipes.get("byol_imagenet", epochs=1000).steps == 1000 * 1_281_167 // 256
-    assert recipes.get("byol_cifar10").warmup_steps == 10 * 50_000 // 256
+    assert (fixmatch.run.steps, fixmatch.run.batch_size, fixmatch.options.unlabelled_ratio) == (2**20, 64, 7)
+    assert recipes.fixmatch_cifar100().optim.weight_decay == 0.001
+    assert byol.run.steps == 200 * 1_281_167 // 256
+    assert recipes.get("byol_imagenet", epochs=1000).run.steps == 1000 * 1_281_167 // 256
+    assert recipes.get("byol_cifar10").optim.warmup_steps == 10 * 50_000 // 256
     ends = build_smoothing(byol)
-    assert ends.at(0) == (0.99, 0.7) and ends.at(byol.steps) == (1.0, 0.7)
+    assert ends.at(0) == (0.99, 0.7) and ends.at(byol.run.steps) == (1.0, 0.7)
 
 
 def test_bad_recipes():
     with pytest.raises(UserError, match="recipe 'fixmatch' is not known: use one of fixmatch_digits"):
         recipes.get("fixmatch")
-    with pytest.raises(UserError, match="fixmatch_cifar10 is laid out in steps"):
+    with pytest.raises(UserError, match="fixmatch_cifar10 is given in steps"):
         recipes.get("fixmatch_cifar10", epochs=3)
     with pytest.raises(UserError, match="--epochs must be more than the 10 of the warm-up, got 10"):
         recipes.get("byol_cifar10", epochs=10)
@@ -94,9 +92,10 @@ def test_bad_recipes():
 def test_linear_evaluation_starts_from_an_export_and_leaves_the_backbone(images, tmp_path):
     """The backbone of the run, weights and statistics, is the exported teacher's, before and after a step."""
     network = {"network": "small", "data": "digits", "path": None, "image_size": None, "labels": None}
-    byol = replace(tiny(recipes.byol_imagenet(), images), **network)
+    byol = tiny(recipes.byol_imagenet(), images).replace(**network)
     export(train(byol, tmp_path / "byol", progress=False).checkpoint, tmp_path / "teacher.safetensors")
-    linear = replace(tiny(recipes.linear_imagenet(), images), **network, init=str(tmp_path / "teacher.safetensors"))
+    linear = tiny(recipes.linear_imagenet(), images)
+    linear = linear.replace(**network, init=str(tmp_path / "teacher.safetensors"))
     content = checkpoint.load(train(linear, tmp_path / "linear", progress=False).checkpoint)
     teacher = checkpoint.load(tmp_path / "byol" / "last.ckpt")["teacher"]
     backbone = {name: value for name, value in content["method"].items() if "backbone" in name}
@@ -106,7 +105,7 @@ def test_linear_evaluation_starts_from_an_export_and_leaves_the_backbone(images,
     (tmp_path / "text").write_text("no weights")
     for path, message in (("missing", "does not exist"), ("text", "is not a safetensors file")):
         with pytest.raises(UserError, match=message):
-            train(replace(linear, init=str(tmp_path / path)), tmp_path / "bad", progress=False)
+            train(linear.replace(init=str(tmp_path / path)), tmp_path / "bad", progress=False)
     with pytest.raises(UserError, match="holds another backbone"):
-        train(replace(linear, network="wrn-28-2"), tmp_path / "bad", progress=False)
+        train(linear.replace(network="wrn-28-2"), tmp_path / "bad", progress=False)
     assert not (tmp_path / "bad").exists()

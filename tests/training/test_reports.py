@@ -1,6 +1,6 @@
 """What a run reports and keeps: nothing that is not finite, and the metrics of one's own beside its own."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from runs import SHORT
 
 from spatial_ensemble import UserError
 from spatial_ensemble.methods.fixmatch import FixMatch
+from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.averages import Averages
 from spatial_ensemble.training.run import train
@@ -35,17 +36,24 @@ class InfiniteTeacher(FixMatch):
 class Masked(FixMatch):
     """With a buffer that is not finite from the start."""
 
-    def __init__(self, backbone, num_classes):
-        super().__init__(backbone, num_classes, unlabelled_ratio=1)
+    def __init__(self, backbone, num_classes, options):
+        super().__init__(backbone, num_classes, options)
         self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
+@dataclass(frozen=True)
+class NamingOptions(FixMatchOptions):
+    name: str = "own"
 
 
 class Naming(FixMatch):
     """Reports a metric of any name."""
 
-    def __init__(self, backbone, num_classes, *, name="own"):
-        super().__init__(backbone, num_classes, unlabelled_ratio=1)
-        self.name = name
+    Options = NamingOptions
+
+    def __init__(self, backbone, num_classes, options):
+        super().__init__(backbone, num_classes, options)
+        self.name = options.name
 
     def forward(self, batch, teacher):
         return super().forward(batch, teacher)[0], {self.name: torch.tensor(7.0)}
@@ -54,7 +62,7 @@ class Naming(FixMatch):
 @pytest.mark.parametrize("steps", [1, 20])
 def test_weights_that_an_update_made_infinite_are_not_kept(tmp_path, steps):
     """Its loss was still finite: it is that of the weights before."""
-    config = replace(SHORT, lr=3e38, steps=steps, checkpoint_every=1)
+    config = SHORT.replace(lr=3e38, steps=steps, checkpoint_every=1)
     with pytest.raises(UserError, match="the weights are not finite after step 1: lower --lr, in another --out"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "last.ckpt").exists()
@@ -62,7 +70,7 @@ def test_weights_that_an_update_made_infinite_are_not_kept(tmp_path, steps):
 
 @pytest.mark.parametrize("method", ["NanGradient", "InfiniteTeacher"])
 def test_what_no_loss_shows_takes_no_checkpoints_place(tmp_path, method):
-    config = replace(SHORT, method=f"{__name__}.{method}", steps=6, checkpoint_every=1)
+    config = SHORT.replace(method=f"{__name__}.{method}", steps=6, checkpoint_every=1)
     with pytest.raises(UserError, match="the weights are not finite after step 3"):
         train(config, tmp_path / "run", progress=False)
     kept = checkpoint.load(tmp_path / "run" / "last.ckpt")
@@ -72,14 +80,14 @@ def test_what_no_loss_shows_takes_no_checkpoints_place(tmp_path, method):
 
 
 def test_what_was_not_finite_from_the_start_is_no_mistake(tmp_path):
-    train(replace(SHORT, method=f"{__name__}.Masked", options={}, steps=2), tmp_path / "run", progress=False)
+    train(SHORT.replace(method=f"{__name__}.Masked", steps=2), tmp_path / "run", progress=False)
     kept = checkpoint.load(tmp_path / "run" / "last.ckpt")
     assert kept["method"]["mask"].tolist() == [0.0, -torch.inf]
 
 
 @pytest.mark.parametrize("name", ["loss", "step", "teacher_accuracy", "student_accuracy"])
 def test_a_metric_does_not_take_a_name_of_the_runs_own(tmp_path, name):
-    config = replace(SHORT, method=f"{__name__}.Naming", options={"name": name}, steps=1)
+    config = SHORT.replace(method=f"{__name__}.Naming", name=name, steps=1)
     with pytest.raises(UserError, match=f"Naming reports a metric by the name of '{name}', .* give it another name"):
         train(config, tmp_path / "run", progress=False)
 

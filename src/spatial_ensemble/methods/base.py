@@ -1,7 +1,7 @@
 """What every method is: a student, the views it wants, and a loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.options import NoOptions, TeacherNorm
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -29,22 +30,6 @@ class Student(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.backbone(x))
         return outputs
-
-
-TeacherNorm = Literal["running", "batch"]
-Choice = TypeVar("Choice", bound=str)
-
-
-def require(ok: bool, name: str, value: object, what: str) -> None:
-    """Refuse an option's value, and say what to use."""
-    if not ok:
-        raise UserError(f"{name} {value}: use {what}")
-
-
-def one_of(name: str, value: Choice, choices: object) -> Choice:
-    """The value, if it is one of the choices of a Literal."""
-    require(value in get_args(choices), name, f"'{value}'", " or ".join(get_args(choices)))
-    return value
 
 
 def targets(teacher: Teacher, x: Tensor, norm: TeacherNorm, groups: int = 1) -> Tensor:
@@ -91,10 +76,12 @@ def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
 class Method(nn.Module, ABC):
     """A way for a teacher to teach a student; a subclass is one file.
 
-    The constructor takes `(backbone, num_classes, *, ...)`, and its keyword-only arguments are the method's options on
-    the command line. It sets `student`; whatever else is trained (BYOL's predictor) it holds as a module of its own.
+    The constructor takes `(backbone, num_classes, options)` and sets `student`; anything else that is trained (BYOL's
+    predictor) is a submodule too.
 
     Attributes:
+        Options: frozen dataclass of the method's options, each a bool, int, float, str or Literal with a default. Its
+            fields are flags on the command line.
         labelled_views: names of the views it wants of each labelled image.
         unlabelled_views: names of the views it wants of each unlabelled image.
         unlabelled_ratio: unlabelled images in a batch for each labelled one; 1 where nothing is labelled.
@@ -103,6 +90,7 @@ class Method(nn.Module, ABC):
         student: what the teacher smooths, with its `backbone`.
     """
 
+    Options: ClassVar[type[Any]] = NoOptions
     labelled_views: tuple[str, ...] = ()
     unlabelled_views: tuple[str, ...] = ()
     unlabelled_ratio: int = 1

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, spread, targets
+from spatial_ensemble.methods.base import Method, Student, num_features, spread, targets
+from spatial_ensemble.methods.options.byol import BYOLOptions
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -33,32 +34,20 @@ class BYOL(Method):
     Args:
         backbone: images to features, with `num_features`.
         num_classes: not used; nothing is labelled.
-        hidden_dim: hidden size of the projector and of the predictor.
-        projection_dim: size of the projections.
-        teacher_norm: what the teacher's BatchNorm uses: its smoothed statistics ("running", as EMAN has it) or those of
-            the batch ("batch", as the original has it).
+        options: see `BYOLOptions`.
     """
 
+    Options = BYOLOptions
     unlabelled_views = ("byol_1", "byol_2")
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        hidden_dim: int = 4096,
-        projection_dim: int = 256,
-        teacher_norm: TeacherNorm = "batch",
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: BYOLOptions) -> None:
         from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 
         super().__init__()
-        require(hidden_dim >= 1, "hidden_dim", hidden_dim, "1 or more")
-        require(projection_dim >= 1, "projection_dim", projection_dim, "1 or more")
-        projector = BYOLProjectionHead(num_features(backbone), hidden_dim, projection_dim)
+        projector = BYOLProjectionHead(num_features(backbone), options.hidden_dim, options.projection_dim)
         self.student = Student(backbone, projector)
-        self.predictor = BYOLPredictionHead(projection_dim, hidden_dim, projection_dim)
-        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+        self.predictor = BYOLPredictionHead(options.projection_dim, options.hidden_dim, options.projection_dim)
+        self.teacher_norm = options.teacher_norm
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = batch.unlabelled

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, targets
+from spatial_ensemble.methods.base import Method, Student, num_features, targets
+from spatial_ensemble.methods.options.dino import DINOOptions
 from spatial_ensemble.smoothing.schedule import linear
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -72,70 +73,30 @@ class DINO(Method):
     Args:
         backbone: images to features, with `num_features`; it must take the local crops' size too.
         num_classes: not used; nothing is labelled.
-        out_dim: outputs of the head (65536 on ImageNet).
-        hidden_dim: hidden size of the head.
-        bottleneck_dim: size before the head's last layer.
-        head_batchnorm: whether the head has BatchNorm; the paper leaves it out beside vision transformers, which have
-            none themselves.
-        local_crops: small crops of every image beside the two global ones, 0 for none.
-        student_temperature: of the student's softmax, above 0.
-        teacher_temperature: of the teacher's softmax, above 0.
-        warmup_teacher_temperature: the same at step 0.
-        temperature_warmup_steps: steps in which the teacher's temperature goes from the one to the other, 0 for none.
-        centre_momentum: c, in [0, 1].
-        freeze_last_layer_steps: steps during which the head's last layer stays as it is (the original: one epoch).
-        teacher_norm: what the teacher's BatchNorm, if it has any, uses: the statistics of the batch ("batch", as the
-            original has it), or its smoothed ones ("running"), to which the student's local crops contribute more than
-            half.
+        options: see `DINOOptions`.
     """
 
+    Options = DINOOptions
     student: Student
     centre: Tensor
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        out_dim: int = 4096,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
-        head_batchnorm: bool = False,
-        local_crops: int = 6,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        warmup_teacher_temperature: float = 0.04,
-        temperature_warmup_steps: int = 0,
-        centre_momentum: float = 0.9,
-        freeze_last_layer_steps: int = 0,
-        teacher_norm: TeacherNorm = "batch",
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: DINOOptions) -> None:
         super().__init__()
-        sizes = {"out_dim": out_dim, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
-        for name, dim in sizes.items():
-            require(dim >= 1, name, dim, "1 or more")
-        temperatures = {
-            "student_temperature": student_temperature,
-            "teacher_temperature": teacher_temperature,
-            "warmup_teacher_temperature": warmup_teacher_temperature,
-        }
-        for name, temperature in temperatures.items():
-            require(temperature > 0, name, temperature, "a number above 0")
-        require(local_crops >= 0, "local_crops", local_crops, "0 or more")
-        require(temperature_warmup_steps >= 0, "temperature_warmup_steps", temperature_warmup_steps, "0 or more")
-        require(freeze_last_layer_steps >= 0, "freeze_last_layer_steps", freeze_last_layer_steps, "0 or more")
-        require(0 <= centre_momentum <= 1, "centre_momentum", centre_momentum, "a number from 0 to 1")
-        self.unlabelled_views = ("dino_global_1", "dino_global_2", *["dino_local"] * local_crops)
-        head = DINOHead(num_features(backbone), hidden_dim, bottleneck_dim, out_dim, head_batchnorm)
-        self.student = Student(backbone, head)
-        self.register_buffer("centre", torch.zeros(out_dim))
-        self.student_temperature = student_temperature
-        self.teacher_temperature = linear(
-            warmup_teacher_temperature, teacher_temperature, max(1, temperature_warmup_steps)
+        self.unlabelled_views = ("dino_global_1", "dino_global_2", *["dino_local"] * options.local_crops)
+        head = DINOHead(
+            num_features(backbone), options.hidden_dim, options.bottleneck_dim, options.out_dim, options.head_batchnorm
         )
-        self.centre_momentum = centre_momentum
-        self.freeze_last_layer_steps = freeze_last_layer_steps
-        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+        self.student = Student(backbone, head)
+        self.register_buffer("centre", torch.zeros(options.out_dim))
+        self.student_temperature = options.student_temperature
+        self.teacher_temperature = linear(
+            options.warmup_teacher_temperature,
+            options.teacher_temperature,
+            max(1, options.temperature_warmup_steps),
+        )
+        self.centre_momentum = options.centre_momentum
+        self.freeze_last_layer_steps = options.freeze_last_layer_steps
+        self.teacher_norm = options.teacher_norm
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         global_crops, local_crops = torch.cat(batch.unlabelled[:2]), batch.unlabelled[2:]

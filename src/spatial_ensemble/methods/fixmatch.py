@@ -1,16 +1,13 @@
 """FixMatch: confident labels of weak views teach strong views."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, classifier, one_of, require, targets
+from spatial_ensemble.methods.base import Method, Student, classifier, targets
+from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
 from spatial_ensemble.smoothing.teacher import Teacher
-
-LabelsFrom = Literal["teacher", "student"]
 
 
 def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -47,42 +44,23 @@ class FixMatch(Method):
     Args:
         backbone: images to features, with `num_features`.
         num_classes: number of classes.
-        threshold: least confidence of a label that is learnt from, in [0, 1].
-        unlabelled_weight: factor of the unlabelled loss, 0 trains on the labels alone.
-        unlabelled_ratio: unlabelled images in a batch for each labelled one.
-        labels_from: who labels the weak views: "teacher" or "student" (the original FixMatch).
-        labelled_apart: let the labelled images pass through the student on their own.
-        teacher_norm: what the BatchNorm of a teacher that labels uses: its smoothed statistics ("running", as EMAN), or
-            those of the weak views ("batch").
+        options: see `FixMatchOptions`.
     """
 
+    Options = FixMatchOptions
     labelled_views = ("weak",)
     unlabelled_views = ("weak", "strong")
     headline = "accuracy"
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        threshold: float = 0.95,
-        unlabelled_weight: float = 1.0,
-        unlabelled_ratio: int = 7,
-        labels_from: LabelsFrom = "teacher",
-        labelled_apart: bool = False,
-        teacher_norm: TeacherNorm = "running",
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: FixMatchOptions) -> None:
         super().__init__()
-        require(0 <= threshold <= 1, "threshold", threshold, "a confidence from 0 to 1")
-        require(unlabelled_weight >= 0, "unlabelled_weight", unlabelled_weight, "0 or more")
-        require(unlabelled_ratio >= 1, "unlabelled_ratio", unlabelled_ratio, "1 or more")
         self.student = Student(backbone, classifier(backbone, num_classes))
-        self.threshold = threshold
-        self.unlabelled_weight = unlabelled_weight
-        self.unlabelled_ratio = unlabelled_ratio
-        self.labels_from = one_of("labels_from", labels_from, LabelsFrom)
-        self.labelled_apart = labelled_apart
-        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+        self.threshold = options.threshold
+        self.unlabelled_weight = options.unlabelled_weight
+        self.unlabelled_ratio = options.unlabelled_ratio
+        self.labels_from = options.labels_from
+        self.labelled_apart = options.labelled_apart
+        self.teacher_norm = options.teacher_norm
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         (labelled,), (weak, strong) = batch.labelled, batch.unlabelled

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.methods.base import Method, Student, num_features
+from spatial_ensemble.methods.options.linear import LinearOptions
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -21,20 +22,21 @@ class Linear(Method):
     Args:
         backbone: images to features, with `num_features`; frozen, and in eval mode throughout.
         num_classes: number of classes.
-        norm: put a BatchNorm1d behind the linear layer, as the paper does.
+        options: see `LinearOptions`.
     """
 
+    Options = LinearOptions
     labelled_views = ("crop",)
     headline = "accuracy"
     needs_init = True
     student: Student
 
-    def __init__(self, backbone: nn.Module, num_classes: int, *, norm: bool = True) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: LinearOptions) -> None:
         super().__init__()
         linear = nn.Linear(num_features(backbone), num_classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
-        head = nn.Sequential(linear, nn.BatchNorm1d(num_classes)) if norm else nn.Sequential(linear)
+        head = nn.Sequential(linear, nn.BatchNorm1d(num_classes)) if options.norm else nn.Sequential(linear)
         self.student = Student(backbone.requires_grad_(False).eval(), head)
 
     def train(self, mode: bool = True) -> Self:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, classifier, one_of, require, targets
+from spatial_ensemble.methods.base import Method, Student, classifier, targets
+from spatial_ensemble.methods.options.mean_teacher import MeanTeacherOptions
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -44,36 +45,21 @@ class MeanTeacher(Method):
     Args:
         backbone: images to features, with `num_features`.
         num_classes: number of classes.
-        consistency_weight: factor of the consistency loss after the ramp, 0 trains on the labels alone.
-        ramp_up_steps: steps over which that factor rises, 0 for at once.
-        unlabelled_ratio: unlabelled images in a batch for each labelled one.
-        teacher_norm: what the teacher's BatchNorm uses: the statistics of the batch ("batch", as the original has it)
-            or its smoothed ones ("running").
+        options: see `MeanTeacherOptions`.
     """
 
+    Options = MeanTeacherOptions
     labelled_views = ("weak",)
     unlabelled_views = ("weak", "weak")
     headline = "accuracy"
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        consistency_weight: float = 50.0,
-        ramp_up_steps: int = 0,
-        unlabelled_ratio: int = 1,
-        teacher_norm: TeacherNorm = "batch",
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: MeanTeacherOptions) -> None:
         super().__init__()
-        require(consistency_weight >= 0, "consistency_weight", consistency_weight, "0 or more")
-        require(ramp_up_steps >= 0, "ramp_up_steps", ramp_up_steps, "0 or more")
-        require(unlabelled_ratio >= 1, "unlabelled_ratio", unlabelled_ratio, "1 or more")
         self.student = Student(backbone, classifier(backbone, num_classes))
-        self.consistency_weight = consistency_weight
-        self.ramp_up_steps = ramp_up_steps
-        self.unlabelled_ratio = unlabelled_ratio
-        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
+        self.consistency_weight = options.consistency_weight
+        self.ramp_up_steps = options.ramp_up_steps
+        self.unlabelled_ratio = options.unlabelled_ratio
+        self.teacher_norm = options.teacher_norm
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         (labelled,), (view, other_view) = batch.labelled, batch.unlabelled

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.base import Method, Student, TeacherNorm, num_features, one_of, require, spread, targets
+from spatial_ensemble.methods.base import Method, Student, num_features, spread, targets
+from spatial_ensemble.methods.options.moco import MoCoOptions
 from spatial_ensemble.seeding import generator
 from spatial_ensemble.smoothing.teacher import Teacher
 
@@ -46,50 +47,26 @@ class MoCo(Method):
     Args:
         backbone: images to features, with `num_features`.
         num_classes: not used; nothing is labelled.
-        hidden_dim: hidden size of the projector, 0 for as many as there are features.
-        dim: size of queries and keys.
-        queue_size: number of keys kept, a multiple of the keys of one step.
-        temperature: of the softmax, above 0.
-        symmetric: let each view be the query in turn; a step then adds two keys of every image.
-        teacher_norm: what the teacher's BatchNorm uses: its smoothed statistics ("running"), or those of the batch
-            ("batch"), with the images shuffled and split into `shuffle_groups`.
-        shuffle_groups: groups of keys normalised apart with teacher_norm=batch; without effect otherwise. Queries are
-            normalised together.
+        options: see `MoCoOptions`.
     """
 
+    Options = MoCoOptions
     unlabelled_views = ("moco", "moco")
     queue: Tensor
     position: Tensor
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        hidden_dim: int = 0,
-        dim: int = 128,
-        queue_size: int = 4096,
-        temperature: float = 0.2,
-        symmetric: bool = False,
-        teacher_norm: TeacherNorm = "batch",
-        shuffle_groups: int = 8,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, options: MoCoOptions) -> None:
         from lightly.models.modules.heads import MoCoProjectionHead
 
         super().__init__()
-        require(hidden_dim >= 0, "hidden_dim", hidden_dim, "0 or more")
-        require(dim >= 1, "dim", dim, "1 or more")
-        require(queue_size >= 1, "queue_size", queue_size, "1 or more")
-        require(temperature > 0, "temperature", temperature, "a number above 0")
-        require(shuffle_groups >= 1, "shuffle_groups", shuffle_groups, "1 or more")
         features = num_features(backbone)
-        self.student = Student(backbone, MoCoProjectionHead(features, hidden_dim or features, dim))
-        self.register_buffer("queue", F.normalize(torch.randn(queue_size, dim), dim=1))
+        self.student = Student(backbone, MoCoProjectionHead(features, options.hidden_dim or features, options.dim))
+        self.register_buffer("queue", F.normalize(torch.randn(options.queue_size, options.dim), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))  # where the next key goes
-        self.temperature = temperature
-        self.symmetric = symmetric
-        self.teacher_norm = one_of("teacher_norm", teacher_norm, TeacherNorm)
-        self.shuffle_groups = shuffle_groups
+        self.temperature = options.temperature
+        self.symmetric = options.symmetric
+        self.teacher_norm = options.teacher_norm
+        self.shuffle_groups = options.shuffle_groups
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = batch.unlabelled

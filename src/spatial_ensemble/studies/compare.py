@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -20,14 +19,15 @@ from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.statistics import paired_differences, summarise
 from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import restore, stated, stated_beside
-from spatial_ensemble.training.config import Config, SmoothingName
+from spatial_ensemble.training.build import restore
+from spatial_ensemble.training.config import Config, SmoothingName, flag
 from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE, check
 
 SMOOTHINGS: tuple[SmoothingName, ...] = ("tma", "tma-matched", "se", "sts")
 PACKAGES = ("spatial-ensemble", "torch", "torchvision", "lightning", "numpy", "scipy", "scikit-learn")
 RESULTS = "results.json"
-FIXED = {"path", "init"}  # a run that is resumed may find its files elsewhere; runs that are compared share them
+# Runs that are compared share their files, while a run that is resumed may find them elsewhere.
+MAY_DIFFER = MAY_CHANGE - {"path", "init"}
 
 Results = dict[str, Any]
 
@@ -47,7 +47,7 @@ def compare(
     checkpoint. Shows bars where standard error is a terminal, and prints a table at the end.
 
     Args:
-        config: everything but the smoothing; the seeds are `config.seed`, `config.seed + 1`, ...
+        config: everything but the smoothing; the seeds are `config.run.seed`, `config.run.seed + 1`, ...
         out: a folder, made where there is none.
         seeds: how many, 1 or more; one shows nothing about a difference.
         smoothings: some of "tma", "tma-matched", "se", "sts".
@@ -64,26 +64,26 @@ def compare(
         >>> from spatial_ensemble.training.recipes import default
         >>> compare(default("fixmatch", "digits"), Path("comparison"), seeds=3)  # doctest: +SKIP
     """
-    for flag, value in (("seeds", seeds), ("workers", workers)):
+    for name, value in (("seeds", seeds), ("workers", workers)):
         if value is not None and value < 1:
-            raise UserError(f"--{flag} must be at least 1, got {value}")
-    out, config = Path(out), stated(config)
+            raise UserError(f"--{name} must be at least 1, got {value}")
+    out = Path(out)
     runs = _finished(out, config)
     jobs = [
         Job(
-            replace(config, smoothing=smoothing, seed=config.seed + k),
-            out / "runs" / f"{smoothing}-seed{config.seed + k}",
+            config.replace(smoothing=smoothing, seed=config.run.seed + k),
+            out / "runs" / f"{smoothing}-seed{config.run.seed + k}",
         )
         for k in range(seeds)
         for smoothing in dict.fromkeys(smoothings)
     ]
-    missing = [job for job in jobs if (job.config.smoothing, job.config.seed) not in runs]
+    missing = [job for job in jobs if (job.config.teacher.smoothing, job.config.run.seed) not in runs]
     for job in missing:
         _check_started(job)
     if missing:
         data = check(config)  # here, before anything is written or any worker started
         if not data["classes"]:
-            raise UserError(f"no image in {config.path} has a label to compare by: put some into class folders")
+            raise UserError(f"no image in {config.images.path} has a label to compare by: put some into class folders")
         begun = next((job.out / CHECKPOINT for job in jobs if (job.out / CHECKPOINT).exists()), None)
         if begun is not None and checkpoint.load(begun)["data"] != data:
             raise UserError(f"the images have changed since the study in {out} began: choose another --out")
@@ -91,7 +91,7 @@ def compare(
     checkpoint.clear(out / RESULTS)
     try:
         with (
-            Bars([str(job) for job in missing], config.steps, len(jobs) - len(missing)) as bars,
+            Bars([str(job) for job in missing], config.run.steps, len(jobs) - len(missing)) as bars,
             closing(run_jobs(run, missing, workers or _default_workers(config))) as events,
         ):
             for event in events:
@@ -116,7 +116,7 @@ def compare(
 
 
 def _default_workers(config: Config) -> int:
-    if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
+    if config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available()):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -140,14 +140,12 @@ def _finished(out: Path, config: Config) -> dict[tuple[str, int], dict[str, Any]
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = _study(stated_beside(content["config"], config))
+        differences = config.differences(content["config"], MAY_DIFFER | {"smoothing", "seed"})
         runs = {(run["smoothing"], run["seed"]): run for run in content["runs"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not written by compare: choose another --out") from None
-    now = _study(config)
-    for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED)):
-        if before.get(name) != now.get(name):
-            raise _another(out, name, before.get(name), now.get(name))
+    for name, (before, now) in differences.items():
+        raise _another(out, name, before, now)
     return {key: run for key, run in runs.items() if (out / "runs" / f"{key[0]}-seed{key[1]}" / CHECKPOINT).exists()}
 
 
@@ -156,16 +154,13 @@ def _check_started(job: Job) -> None:
     if not (job.out / CHECKPOINT).exists():
         return
     saved = checkpoint.load(job.out / CHECKPOINT)["config"]
-    before, now = stated_beside(saved, job.config).to_dict(), job.config.to_dict()
-    for name in sorted((before.keys() | now.keys()) - (MAY_CHANGE - FIXED) - {"network"}):
-        if before.get(name) != now.get(name):
-            raise _another(job.out, name, before.get(name), now.get(name))
+    differences = job.config.differences(saved, MAY_DIFFER | {"network"})
+    for name, (before, now) in differences.items():
+        raise _another(job.out, name, before, now)
 
 
 def _another(where: Path, name: str, before: object, now: object) -> UserError:
-    return UserError(
-        f"{where} holds another study (--{name.replace('_', '-')} {before}, not {now}): choose another --out"
-    )
+    return UserError(f"{where} holds another study ({flag(name)} {before}, not {now}): choose another --out")
 
 
 def _write(out: Path, config: Config, runs: dict[tuple[str, int], dict[str, Any]]) -> Results:
@@ -186,7 +181,7 @@ def _write(out: Path, config: Config, runs: dict[tuple[str, int], dict[str, Any]
 
 
 def _kept(out: Path, runs: dict[tuple[str, int], dict[str, Any]], jobs: Sequence[Job]) -> str:
-    done = sum((job.config.smoothing, job.config.seed) in runs for job in jobs)
+    done = sum((job.config.teacher.smoothing, job.config.run.seed) in runs for job in jobs)
     return f"{done} of {len(jobs)} runs are finished and kept in {out}, the same command goes on from there"
 
 

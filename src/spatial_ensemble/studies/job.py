@@ -20,7 +20,7 @@ class Job:
     out: Path
 
     def __str__(self) -> str:
-        return f"{self.config.smoothing}, seed {self.config.seed}"
+        return f"{self.config.teacher.smoothing}, seed {self.config.run.seed}"
 
 
 def run(job: Job, report: Callable[[int], None]) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def run(job: Job, report: Callable[[int], None]) -> dict[str, Any]:
         (job.out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise UserError(f"{type(error).__name__}: {error} (in full: {job.out / 'error.txt'})") from error
     return {
-        "smoothing": job.config.smoothing,
-        "seed": job.config.seed,
+        "smoothing": job.config.teacher.smoothing,
+        "seed": job.config.run.seed,
         "teacher_accuracy": result.teacher_accuracy,
         "student_accuracy": result.student_accuracy,
         "seconds": result.seconds,

@@ -1,9 +1,7 @@
 """From a configuration to its parts: method, teacher, and both again from a checkpoint."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing import Teacher
 from spatial_ensemble.training.config import Config, build_smoothing
-
-PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what a checkpoint and YAML can hold
 
 
 @contextmanager
@@ -53,31 +49,6 @@ def deterministic_cudnn() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
-def stated(config: Config) -> Config:
-    """The configuration with every option of its method written out, those too that are left at their defaults.
-
-    Raises:
-        UserError: an unknown method.
-
-    Example:
-        >>> stated(Config("linear", "digits")).options
-        {'norm': True}
-    """
-    parameters = inspect.signature(methods.get(config.method)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in PLAIN}
-    return replace(config, options=defaults | config.options)
-
-
-def stated_beside(saved: dict[str, Any], config: Config) -> Config:
-    """A saved configuration, to be compared with one that is stated.
-
-    Options that it lacks, since they did not exist when it was saved or were not given, were as they are by default.
-    One of another method, which may not even be known here, is left as it is: the method alone tells them apart.
-    """
-    before = Config.from_dict(saved)
-    return stated(before) if before.method == config.method else before
-
-
 def build_method(config: Config, data: dict[str, Any]) -> Method:
     """The method with fresh weights, a function of the seed.
 
@@ -86,26 +57,23 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
         data: as `describe` gives it: channels, size and classes decide the shape of the network.
 
     Raises:
-        UserError: an unknown network, method or option, an option out of its range, or no labels for a method of some.
+        UserError: an unknown network or method, or no labels for a method that needs some.
     """
     kind = methods.get(config.method)
-    known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    if unknown := sorted(set(config.options) - set(known)):
-        raise UserError(f"{config.method} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
     if kind.labelled_views and not data["classes"]:
         raise UserError(f"{config.method} learns from labels, and no image has one: put some into train/<class>/")
-    assert config.network is not None
+    assert config.model.network is not None
     with own_random_state():
-        seed_torch(derive_seed(config.seed, "weights"), torch.device("cpu"))
-        backbone = networks.build(config.network, channels=data["channels"], size=data["size"])
+        seed_torch(derive_seed(config.run.seed, "weights"), torch.device("cpu"))
+        backbone = networks.build(config.model.network, channels=data["channels"], size=data["size"])
         try:
-            method = kind(backbone, len(data["classes"]), **config.options)
+            method = kind(backbone, len(data["classes"]), config.options)
         except ValueError as error:
             raise UserError(f"{config.method}: {error}") from error
-    if config.batchnorm_momentum is not None:
+    if config.model.batchnorm_momentum is not None:
         for module in method.modules():
             if isinstance(module, _BatchNorm):
-                module.momentum = config.batchnorm_momentum
+                module.momentum = config.model.batchnorm_momentum
     return method
 
 
@@ -138,9 +106,9 @@ def build_teacher(config: Config, method: Method) -> Teacher:
     return Teacher(
         method.student,
         build_smoothing(config),
-        unit=config.unit,
-        buffers=config.buffers,
-        seed=derive_seed(config.seed, "teacher"),
+        unit=config.teacher.unit,
+        buffers=config.teacher.buffers,
+        seed=derive_seed(config.run.seed, "teacher"),
     )
 
 

@@ -1,14 +1,19 @@
-"""Everything that decides a training run, in one typed, frozen object that goes to YAML and back."""
+"""The configuration of a training run: typed, frozen parts. Imports no torch.
+
+In YAML files, in checkpoints and on the command line it is flat: the names of the fields are unique over all parts.
+"""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
+from spatial_ensemble import methods
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.options import check_types
 from spatial_ensemble.smoothing.rule import Schedule, Smoothing, spatial_ensemble, spatial_temporal_smoothing
 from spatial_ensemble.smoothing.rule import temporal_moving_average as tma
 from spatial_ensemble.smoothing.schedule import cosine, warmup
@@ -16,129 +21,284 @@ from spatial_ensemble.smoothing.schedule import cosine, warmup
 SmoothingName = Literal["sts", "se", "tma", "tma-matched"]
 
 
-@dataclass(frozen=True)
-class Config:
-    """A training run: the same configuration on the same machine gives the same bits.
+def flag(name: str) -> str:
+    """batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
 
-    Vision transformers on a GPU are the exception: torch's backward passes of attention and of resizing, by which the
-    position embedding is brought to the size of the crops, add in no fixed order there. On the command line the
-    defaults are those of the recipe, or of a first look at the method and the data: see recipes.py.
+
+def _require(ok: bool, what: str, **named: object) -> None:
+    if not ok:
+        ((name, value),) = named.items()
+        raise UserError(f"{flag(name)} must be {what}, got {value}")
+
+
+def _at_least(least: int, **named: int | None) -> None:
+    for name, value in named.items():
+        _require(value is None or value >= least, f"at least {least}", **{name: value})
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """The images of a run.
 
     Args:
-        method: a file of `spatial_ensemble.methods`, or a dotted path package.module.Class.
         data: digits, cifar10, cifar100, svhn, stl10 or folder.
         path: the folder of the data; none for digits.
-        image_size: side in pixels that images are brought to; none keeps their own.
-        skip_broken: leave out, and count, images that cannot be read; otherwise the first one is an error.
+        image_size: side in pixels that images are resized to; none keeps their own.
+        skip_broken: skip, and count, images that cannot be read; otherwise the first one is an error.
         labels: labelled images in all, the same number of each class; none takes every label.
+    """
+
+    data: str
+    path: str | None = None
+    image_size: int | None = None
+    skip_broken: bool = False
+    labels: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least(1, image_size=self.image_size, labels=self.labels)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone.
+
+    Args:
         network: small, wrn-28-2, wrn-28-8, resnet10-small, resnet18-cifar, resnet18, resnet50, vit-mini, vit-tiny, or
             package.module.callable; none chooses by the size of the images.
-        init: a .safetensors file that `export` wrote, whose backbone the student starts from; none: fresh weights.
-        batchnorm_momentum: how far a batch moves BatchNorm's running statistics, in [0, 1]; none: the network's own.
+        init: a .safetensors file written by `export`, from which the student's backbone starts; none: fresh weights.
+        batchnorm_momentum: weight of a batch in BatchNorm's running statistics, in [0, 1]; none: the network's own.
+    """
+
+    network: str | None = None
+    init: str | None = None
+    batchnorm_momentum: float | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _require(
+            0 <= (self.batchnorm_momentum or 0) <= 1, "a number in [0, 1]", batchnorm_momentum=self.batchnorm_momentum
+        )
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher and its smoothing.
+
+    Args:
         smoothing: sts, se or tma, all from the one momentum and preserve_prob; tma-matched is the tma as fast as sts.
         momentum: m in [0, 1]; 0 replaces, 1 never changes.
         preserve_prob: p in [0, 1]; 0 preserves nothing.
         momentum_schedule: constant; cosine from m to 1 over the run (BYOL's); or warmup, min(m, (1 + k) / (10 + k)).
         unit: which weights share one draw.
         buffers: what the teacher does with floating buffers such as BatchNorm's statistics.
-        seed: of everything drawn: label split, initial weights, batches, augmentation, masks.
-        steps: optimizer steps in all.
-        batch_size: labelled images of a step over all devices; where nothing is labelled, the images of a step.
-        optimizer: sgd (Nesterov, 0.9), heavyball (the same without Nesterov), lars (trust 0.001), larc (lars with trust
-            0.02, clipped), or adamw.
-        lr: peak learning rate.
-        lr_schedule: constant; cosine to 0; or fixmatch, cos(7 pi k / 16 K).
-        warmup_steps: the learning rate first rises in a straight line over this many steps; 0 is off.
-        weight_decay: of weights; biases and norms have none.
-        clip_grad: greatest norm of all gradients together, longer ones are scaled down to it; none is off.
-        precision: 32-true, or bf16-mixed: networks compute in bfloat16, weights stay in float32.
-        device: auto, cpu or cuda.
-        eval_every: steps between evaluations of teacher and student; the last step is always evaluated.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
-        options: the method's own keyword arguments.
-
-    Raises:
-        UserError: a value out of its range.
-
-    Example:
-        >>> Config(method="fixmatch", data="digits", labels=20).momentum
-        0.999
     """
 
-    method: str
-    data: str
-    path: str | None = None
-    image_size: int | None = None
-    skip_broken: bool = False
-    labels: int | None = None
-    network: str | None = None
-    init: str | None = None
-    batchnorm_momentum: float | None = None
     smoothing: SmoothingName = "sts"
     momentum: float = 0.999
     preserve_prob: float = 0.5
     momentum_schedule: Literal["constant", "cosine", "warmup"] = "constant"
     unit: Literal["layer", "tensor", "channel", "element"] = "tensor"
     buffers: Literal["average", "copy", "follow", "keep"] = "average"
-    seed: int = 0
-    steps: int = 1000
-    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.buffers == "follow" and self.unit != "layer":
+            raise UserError(f"--buffers follow needs --unit layer, got --unit {self.unit}")
+        try:
+            Smoothing(self.momentum, self.preserve_prob)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its learning rate.
+
+    Args:
+        optimizer: sgd (Nesterov, 0.9), heavyball (the same without Nesterov), lars (trust 0.001), larc (lars with trust
+            0.02, clipped), or adamw.
+        lr: peak learning rate.
+        lr_schedule: constant; cosine to 0; or fixmatch, cos(7 pi k / 16 K).
+        warmup_steps: steps over which the learning rate first rises linearly; 0 is off.
+        weight_decay: of weights; biases and norms have none.
+        clip_grad: maximum norm of all gradients together; none is off.
+    """
+
     optimizer: Literal["sgd", "heavyball", "lars", "larc", "adamw"] = "sgd"
     lr: float = 0.03
     lr_schedule: Literal["constant", "cosine", "fixmatch"] = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 0.0005
     clip_grad: float | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _require(math.isfinite(self.lr) and self.lr > 0, "a positive number", lr=self.lr)
+        finite = math.isfinite(self.weight_decay)
+        _require(finite and self.weight_decay >= 0, "0 or more", weight_decay=self.weight_decay)
+        _require(self.clip_grad is None or self.clip_grad > 0, "a positive number", clip_grad=self.clip_grad)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Length, seed and hardware of a run.
+
+    Args:
+        seed: of everything drawn: label split, initial weights, batches, augmentation, masks.
+        steps: optimizer steps in all.
+        batch_size: labelled images per step over all devices; where nothing is labelled, the images per step.
+        precision: 32-true, or bf16-mixed: networks compute in bfloat16, weights stay in float32.
+        device: auto, cpu or cuda.
+        eval_every: steps between evaluations of teacher and student; the last step is always evaluated.
+        checkpoint_every: steps between checkpoints; the last step is always saved.
+    """
+
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 64
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval_every: int = 100
     checkpoint_every: int = 1000
-    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Config).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise UserError(f"{_flag(name)} must be one of {', '.join(get_args(hint))}; got {value!r}")
-        for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "labels", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{_flag(name)} must be at least 1, got {value}")
-        for name, ok, what in (
-            ("seed", self.seed >= 0, "at least 0"),
-            ("batchnorm_momentum", 0 <= (self.batchnorm_momentum or 0) <= 1, "a number in [0, 1]"),
-            ("lr", math.isfinite(self.lr) and self.lr > 0, "a positive number"),
-            ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or more"),
-            ("clip_grad", self.clip_grad is None or self.clip_grad > 0, "a positive number"),
-            ("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"from 0 to --steps ({self.steps})"),
-        ):
-            if not ok:
-                raise UserError(f"{_flag(name)} must be {what}, got {getattr(self, name)}")
-        if taken := sorted(self.options.keys() & {f.name for f in fields(Config)}):
-            raise UserError(
-                f"options of {self.method} hold {taken[0]!r}, which is a setting of every run: give it beside the "
-                "options, or give the method's option another name"
-            )
-        if self.buffers == "follow" and self.unit != "layer":
-            raise UserError(f"--buffers follow needs --unit layer, got --unit {self.unit}")
-        build_smoothing(self)
+        check_types(self)
+        _at_least(0, seed=self.seed)
+        _at_least(1, steps=self.steps, batch_size=self.batch_size)
+        _at_least(1, eval_every=self.eval_every, checkpoint_every=self.checkpoint_every)
 
-    def to_dict(self) -> dict[str, Any]:
-        """One flat dictionary: the method's own options stand beside the others, as they do on the command line."""
-        flat: dict[str, Any] = asdict(self)
-        options: dict[str, Any] = flat.pop("options")
-        return flat | options
+
+PARTS: dict[str, type[Any]] = {
+    "images": ImagesConfig,
+    "model": ModelConfig,
+    "teacher": TeacherConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+SETTINGS = frozenset(field.name for part in PARTS.values() for field in fields(part))  # those of every run
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run: the same configuration on the same machine gives the same bits.
+
+    The exception is a vision transformer on a GPU: torch's backward passes of attention, and of the interpolation that
+    resizes its position embedding, add in no fixed order there. On the command line the defaults are those of the
+    recipe, or of a first look at the method and the data: see recipes.py.
+
+    Args:
+        method: a file of `spatial_ensemble.methods`, or a dotted path package.module.Class.
+        options: of the method, an instance of its `Options`; None: their defaults.
+
+    Raises:
+        UserError: an unknown method, or a value that is out of range.
+
+    Example:
+        >>> Config("fixmatch", ImagesConfig("digits", labels=20)).replace(steps=10, threshold=0.9).options.threshold
+        0.9
+    """
+
+    method: str
+    images: ImagesConfig
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    options: Any = None
+
+    def __post_init__(self) -> None:
+        kind = options_of(self.method)
+        if self.options is None:
+            object.__setattr__(self, "options", kind())
+        if type(self.options) is not kind:
+            raise UserError(f"options of {self.method} must be {kind.__module__}.{kind.__qualname__}")
+        check_types(self.options)
+        if not 0 <= self.optim.warmup_steps <= self.run.steps:
+            raise UserError(
+                f"--warmup-steps must be from 0 to --steps ({self.run.steps}), got {self.optim.warmup_steps}"
+            )
 
     @classmethod
-    def from_dict(cls, flat: dict[str, Any]) -> "Config":
-        """The inverse of `to_dict`: what is no field of Config is an option of the method."""
-        known = {f.name for f in fields(cls)} - {"options"}
-        own = {name: value for name, value in flat.items() if name in known}
-        return cls(**own, options={name: value for name, value in flat.items() if name not in known})
+    def from_dict(cls, flat: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_dict`; what is missing has its default.
+
+        Raises:
+            UserError: no method or data, an unknown name, or a value of another type or out of range.
+
+        Example:
+            >>> Config.from_dict({"method": "byol", "data": "cifar10", "momentum": 0.99}).teacher.momentum
+            0.99
+        """
+        for name in ("method", "data"):
+            if not isinstance(flat.get(name), str):
+                raise UserError(f"the configuration needs a name as its {name}, got {flat.get(name)!r}")
+        method = flat["method"]
+        known = [field.name for field in fields(options_of(method))]
+        if unknown := sorted(flat.keys() - SETTINGS - {"method", *known}):
+            raise UserError(f"{method} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+        parts = {name: _pick(part, flat) for name, part in PARTS.items()}
+        return cls(method, **parts, options=_pick(options_of(method), flat))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings in one flat dictionary."""
+        parts = [asdict(getattr(self, name)) for name in (*PARTS, "options")]
+        return {"method": self.method} | {name: value for part in parts for name, value in part.items()}
 
     def to_yaml(self) -> str:
         """The text of config.yaml; `spatial-ensemble train --config` reads it."""
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with other values, by the names of the fields of any part; another method starts from its defaults.
+
+        Raises:
+            UserError: as `from_dict`.
+
+        Example:
+            >>> Config("fixmatch", ImagesConfig("digits")).replace(momentum=0.9, steps=10).run.steps
+            10
+        """
+        flat = self.to_dict()
+        if options_of(changes.get("method", self.method)) is not type(self.options):
+            flat = {name: flat[name] for name in SETTINGS}
+        return Config.from_dict(flat | changes)
+
+    def differences(
+        self, saved: Mapping[str, Any], may_change: Collection[str] = ()
+    ) -> dict[str, tuple[object, object]]:
+        """Settings that differ from a saved configuration, as name: (saved, now). What it lacks has its default.
+
+        Args:
+            saved: as `to_dict` gave it, perhaps by an earlier version.
+            may_change: names that are not compared.
+
+        Raises:
+            UserError: as `from_dict`.
+
+        Example:
+            >>> config = Config("fixmatch", ImagesConfig("digits"))
+            >>> config.differences({"method": "fixmatch", "data": "digits", "lr": 0.1, "seed": 1}, may_change={"seed"})
+            {'lr': (0.1, 0.03)}
+        """
+        if saved.get("method") != self.method:  # perhaps one that is not known here
+            return {"method": (saved.get("method"), self.method)}
+        before, now = Config.from_dict(saved).to_dict(), self.to_dict()
+        names = [name for name in sorted(now) if name not in may_change and before[name] != now[name]]
+        return {name: (before[name], now[name]) for name in names}
+
+
+def options_of(method: str) -> type[Any]:
+    """The dataclass of a method's options.
+
+    Raises:
+        UserError: an unknown method, or one of its options has the name of a setting.
+    """
+    kind = methods.options_of(method)
+    if taken := sorted((SETTINGS | {"method"}) & {field.name for field in fields(kind)}):
+        raise UserError(f"{method} has an option named {taken[0]!r}, which is a setting of every run: rename it")
+    return kind
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -160,27 +320,27 @@ def build_smoothing(config: Config) -> Smoothing:
     """The rule of a configuration: all four smoothings come from the same (momentum, preserve_prob).
 
     Example:
-        >>> build_smoothing(Config("fixmatch", "digits", smoothing="tma-matched", momentum=0.99, preserve_prob=0.5))
+        >>> config = Config("fixmatch", ImagesConfig("digits"))
+        >>> build_smoothing(config.replace(smoothing="tma-matched", momentum=0.99, preserve_prob=0.5))
         Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
     """
-    schedules: dict[str, Callable[[float], float | Schedule]] = {
-        "constant": lambda m: m,
-        "cosine": lambda m: cosine(m, 1.0, config.steps),
-        "warmup": lambda m: warmup(m),
-    }
-    try:
-        Smoothing(config.momentum, config.preserve_prob)  # so that a bad number is found before a schedule hides it
-        momentum = schedules[config.momentum_schedule](config.momentum)
-        both = spatial_temporal_smoothing(momentum, config.preserve_prob)
-        return {
-            "sts": lambda: both,
-            "se": lambda: spatial_ensemble(config.preserve_prob),
-            "tma": lambda: tma(momentum),
-            "tma-matched": both.matched,
-        }[config.smoothing]()
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    teacher = config.teacher
+    momentum: float | Schedule = teacher.momentum
+    if teacher.momentum_schedule == "cosine":
+        momentum = cosine(teacher.momentum, 1.0, config.run.steps)
+    elif teacher.momentum_schedule == "warmup":
+        momentum = warmup(teacher.momentum)
+    sts = spatial_temporal_smoothing(momentum, teacher.preserve_prob)
+    match teacher.smoothing:
+        case "sts":
+            return sts
+        case "se":
+            return spatial_ensemble(teacher.preserve_prob)
+        case "tma":
+            return tma(momentum)
+        case "tma-matched":
+            return sts.matched()
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _pick(part: type[Any], flat: Mapping[str, Any]) -> Any:
+    return part(**{field.name: flat[field.name] for field in fields(part) if field.name in flat})

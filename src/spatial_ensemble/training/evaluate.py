@@ -80,7 +80,7 @@ def evaluate(
             f"{path} holds a network of {config.method}, which has no classifier: use --protocol knn or linear"
         )
     if name is None:
-        name, folder = config.data, folder or config.path
+        name, folder = config.images.data, folder or config.images.path
     data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
     if not data.classes:
         raise UserError(f"no image in {folder} has a label to judge by: give --path to images in class folders")

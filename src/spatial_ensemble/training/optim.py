@@ -18,22 +18,22 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.optim.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if config.optimizer in ("sgd", "heavyball"):
+    if config.optim.optimizer in ("sgd", "heavyball"):
         # Not fused: that one fails on a parameter whose gradients set in later, as those of DINO's last layer may.
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.optimizer == "sgd")
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9, nesterov=config.optim.optimizer == "sgd")
+    if config.optim.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
     from timm.optim.lars import Lars
 
     for group in groups:  # timm's leaves the trust ratio out wherever there is no weight decay, unless told
         group["always_adapt"] = group["params"][0].ndim > 1
-    clipped = config.optimizer == "larc"
+    clipped = config.optim.optimizer == "larc"
     lars: torch.optim.Optimizer = Lars(
-        groups, lr=config.lr, momentum=0.9, trust_coeff=0.02 if clipped else 0.001, trust_clip=clipped
+        groups, lr=config.optim.lr, momentum=0.9, trust_coeff=0.02 if clipped else 0.001, trust_clip=clipped
     )
     return lars
 
@@ -44,18 +44,19 @@ def learning_rate(config: Config, step: int) -> float:
         constant: lr        cosine: lr (1 + cos(pi k / K)) / 2        fixmatch: lr cos(7 pi k / (16 K))
 
     Example:
-        >>> config = Config("byol", "cifar10", steps=110, warmup_steps=10, lr=1.0, lr_schedule="cosine")
+        >>> from spatial_ensemble.training.config import ImagesConfig
+        >>> config = Config("byol", ImagesConfig("cifar10")).replace(steps=110, warmup_steps=10, lr=1.0)
         >>> [round(learning_rate(config, step), 3) for step in (0, 9, 10, 60)]
         [0.1, 1.0, 1.0, 0.5]
     """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    part = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    if config.lr_schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * part)) / 2
-    if config.lr_schedule == "fixmatch":
-        return config.lr * math.cos(7 * math.pi * part / 16)
-    return config.lr
+    if step < config.optim.warmup_steps:
+        return config.optim.lr * (step + 1) / config.optim.warmup_steps
+    part = (step - config.optim.warmup_steps) / max(1, config.run.steps - config.optim.warmup_steps)
+    if config.optim.lr_schedule == "cosine":
+        return config.optim.lr * (1 + math.cos(math.pi * part)) / 2
+    if config.optim.lr_schedule == "fixmatch":
+        return config.optim.lr * math.cos(7 * math.pi * part / 16)
+    return config.optim.lr
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

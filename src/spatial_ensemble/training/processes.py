@@ -28,11 +28,11 @@ def launch(config: Config) -> "Fabric":
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(
-        accelerator=choose_device(config.device).type,
+        accelerator=choose_device(config.run.device).type,
         strategy="ddp" if count() > 1 else "auto",
         devices=local,
         num_nodes=count() // local,
-        precision=config.precision,
+        precision=config.run.precision,
     )
     fabric.launch()
     return fabric

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,8 @@ from spatial_ensemble.training.build import (
     load_weights,
     own_random_state,
     seed_torch,
-    stated,
-    stated_beside,
 )
-from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.config import Config, flag
 from spatial_ensemble.training.evaluate import choose_device, measure
 from spatial_ensemble.training.logs import Row, progress_bar, tensorboard, write_csv
 from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -105,7 +103,7 @@ def train(
     config, data = resolve() if fabric is None else processes.first_alone(fabric, resolve)
     if saved:
         _check_same(out, saved, config, describe(data))
-        if saved["history"] and saved["history"][-1]["step"] == config.steps:
+        if saved["history"] and saved["history"][-1]["step"] == config.run.steps:
             return _result(out, saved["history"], saved["seconds"], 0)
     fabric = fabric or processes.launch(config)
     with own_random_state(fabric.device), deterministic_cudnn():
@@ -122,16 +120,16 @@ def check(config: Config) -> dict[str, Any]:
         UserError: as `train`.
     """
     config, data = _resolve(config, None)
-    choose_device(config.device)
+    choose_device(config.run.device)
     _batches(config, data, _fresh(config, data))
     return describe(data)
 
 
 def _resolve(config: Config, network: str | None) -> tuple[Config, ImageData]:
-    """The data, and the configuration with its network named and all options stated."""
-    config = stated(config)
-    data = load(config.data, config.path, image_size=config.image_size, skip_broken=config.skip_broken)
-    return replace(config, network=config.network or network or default_network(data.size)), data
+    """The data, and the configuration with its network named."""
+    images = config.images
+    data = load(images.data, images.path, image_size=images.image_size, skip_broken=images.skip_broken)
+    return config.replace(network=config.model.network or network or default_network(data.size)), data
 
 
 class _Run:
@@ -169,37 +167,37 @@ class _Run:
             checkpoint.write_whole(self.out / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
         with (
             tensorboard(self.out / "tensorboard", self.start + 1, first) as write_row,
-            progress_bar(self.start, config.steps, progress and first) as advance,
+            progress_bar(self.start, config.run.steps, progress and first) as advance,
         ):
             # A run that ends where it had been interrupted has no step to take, but is still to be measured.
-            for done in range(min(self.start + 1, config.steps), config.steps + 1):
+            for done in range(min(self.start + 1, config.run.steps), config.run.steps + 1):
                 if done > self.start:
                     self.step(done - 1)
-                if done % config.eval_every == 0 or done == config.steps:
+                if done % config.run.eval_every == 0 or done == config.run.steps:
                     self.history.append(self.evaluate(done))
                     if first:
                         write_csv(self.out / LOG, self.history)
                         write_row(self.history[-1])
-                if done % config.checkpoint_every == 0 or done == config.steps:
+                if done % config.run.checkpoint_every == 0 or done == config.run.steps:
                     self.save(done)
                 advance(done, self.history[-1] if self.history else {})
                 if on_step is not None:
                     on_step(done)
-        return _result(self.out, self.history, self.elapsed(), config.steps - self.start)
+        return _result(self.out, self.history, self.elapsed(), config.run.steps - self.start)
 
     def step(self, step: int) -> None:
         """One optimizer step, and with it one step of the teacher."""
         # For dropout and such.
-        seed_torch(derive_seed(self.config.seed, "step", step, self.fabric.global_rank), self.fabric.device)
+        seed_torch(derive_seed(self.config.run.seed, "step", step, self.fabric.global_rank), self.fabric.device)
         set_learning_rate(self.optimizer, learning_rate(self.config, step))
         self.stepper.zero_grad()
         loss, metrics = self.module(self.batches(step), self.teacher)
         self.fabric.backward(loss)
         self.method.before_optimizer_step(step)
-        if self.config.clip_grad is not None:
+        if self.config.optim.clip_grad is not None:
             # A loss that is not finite is told by `evaluate`, as it is without clipping.
             self.fabric.clip_gradients(
-                self.module, self.stepper, max_norm=self.config.clip_grad, error_if_nonfinite=False
+                self.module, self.stepper, max_norm=self.config.optim.clip_grad, error_if_nonfinite=False
             )
         self.stepper.step()
         if self.fabric.world_size > 1 and not self.synchronised:
@@ -293,17 +291,13 @@ def _open(out: Path, resume: bool) -> dict[str, Any] | None:
 
 def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str, Any]) -> None:
     """A run is resumed as it was configured; more steps are fine where no schedule was laid over the whole run."""
-    before, now = stated_beside(saved["config"], config).to_dict(), config.to_dict()
-    for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
-        if before.get(name) == now.get(name):
-            continue
-        flag = "--" + name.replace("_", "-")
-        message = f"the run in {out} has {flag} {before.get(name)}, not {now.get(name)}"
+    for name, (before, now) in config.differences(saved["config"], MAY_CHANGE).items():
+        message = f"the run in {out} has {flag(name)} {before}, not {now}"
         if name != "steps":
             raise UserError(f"{message}: resume it as it was, or choose another --out")
-        if config.lr_schedule != "constant" or config.momentum_schedule == "cosine":
-            raise UserError(f"{message}: its schedule was laid over {before[name]} steps; choose another --out")
-        if config.steps < saved["step"]:
+        if config.optim.lr_schedule != "constant" or config.teacher.momentum_schedule == "cosine":
+            raise UserError(f"{message}: its schedule was laid over {before} steps; choose another --out")
+        if config.run.steps < saved["step"]:
             raise UserError(f"{message}: it has trained {saved['step']} steps already")
     if saved["data"] != data:
         raise UserError(f"the images have changed since the run in {out} began: choose another --out")
@@ -311,10 +305,10 @@ def _check_same(out: Path, saved: dict[str, Any], config: Config, data: dict[str
 
 def _fresh(config: Config, data: ImageData) -> Method:
     method = build_method(config, describe(data))
-    if method.needs_init and config.init is None:
+    if method.needs_init and config.model.init is None:
         raise UserError(f"{config.method} learns on weights that are there: name their file by --init")
-    if config.init is not None:
-        load_backbone(method, Path(config.init))
+    if config.model.init is not None:
+        load_backbone(method, Path(config.model.init))
     return method
 
 
@@ -326,11 +320,11 @@ def _batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Batches:
-    if config.labels is not None and not method.labelled_views:
+    if config.images.labels is not None and not method.labelled_views:
         raise UserError(f"{config.method} learns without labels: leave out --labels")
-    labelled = balanced_indices(data.train.labels, config.labels, data.classes, config.seed)
+    labelled = balanced_indices(data.train.labels, config.images.labels, data.classes, config.run.seed)
     method.check(
-        batch_size=config.batch_size,
+        batch_size=config.run.batch_size,
         processes=world_size,
         num_classes=len(data.classes),
         labelled=len(labelled),
@@ -345,11 +339,11 @@ def _batches(
         labelled,
         labelled_views=[views[name] for name in method.labelled_views],
         unlabelled_views=[views[name] for name in method.unlabelled_views],
-        batch_size=config.batch_size,
-        unlabelled_batch_size=config.batch_size * method.unlabelled_ratio,
+        batch_size=config.run.batch_size,
+        unlabelled_batch_size=config.run.batch_size * method.unlabelled_ratio,
         mean=data.mean,
         std=data.std,
-        seed=config.seed,
+        seed=config.run.seed,
         device=device,
         rank=rank,
         world_size=world_size,
@@ -371,7 +365,7 @@ def _try_views(config: Config, method: Method, data: ImageData, views: dict[str,
             predict(method.student.get_submodule("backbone"), example, data.mean, data.std)
         except Exception as error:
             raise UserError(
-                f"the network {config.network} does not take the {size} pixels of the view {name!r}: {error}"
+                f"the network {config.model.network} does not take the {size} pixels of the view {name!r}: {error}"
             ) from error
 
 
