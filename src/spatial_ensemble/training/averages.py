@@ -1,4 +1,8 @@
-"""Averages of what is reported step by step, over steps and over processes."""
+"""Averages of logged values over steps and processes.
+
+torchmetrics' MeanMetric does not fit: with nan_strategy="disable" it ignores weights, so that no total can be resumed,
+and it synchronises only metrics that every rank has.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -10,11 +14,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-Totals = dict[str, tuple[Tensor, float]]  # by name: a sum, float64 [], and of how many values
+Totals = dict[str, tuple[Tensor, float]]  # name -> sum of the values, float64 [], and their number
 
 
 class Averages:
-    """Sums of values by name; a name need not be there at each step, nor in each process.
+    """Running sums by name, on the device; a name may be missing at some steps or on some ranks.
 
     Args:
         fabric: of the processes.
@@ -26,13 +30,13 @@ class Averages:
         self.own = {name: (total.to(fabric.device, torch.float64), count) for name, (total, count) in begun.items()}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Take in the scalars of one step of this process."""
+        """Add the scalars of one step of this process, without a host synchronisation."""
         for name, value in values.items():
             total, count = self.own.get(name, (torch.zeros_like(value, dtype=torch.float64), 0))
             self.own[name] = total + value.detach(), count + 1
 
     def totals(self) -> Totals:
-        """The mean totals of all processes, which all have to ask for them: any number of processes can go on there."""
+        """Totals averaged over the processes, so that any number of processes can resume from them; a collective."""
         names = list(self.own)
         if self.fabric.world_size > 1:
             gathered: list[list[str]] = [[] for _ in range(self.fabric.world_size)]
