@@ -18,7 +18,7 @@ from common import mean_and_interval, save
 from torch import Tensor, nn
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.base import Method, Student, classifier
 from spatial_ensemble.smoothing import Teacher
 from spatial_ensemble.training.build import build_method, describe

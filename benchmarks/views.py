@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from spatial_ensemble.data.selfsupervised import DRAWS, RECIPES, distort, recipe
+from spatial_ensemble.data.augment.selfsupervised import DRAWS, RECIPES, distort, recipe
 from spatial_ensemble.data.views import View
 
 BATCH, SIZE, SEED = 256, 32, 0

@@ -11,9 +11,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from spatial_ensemble.data import augment
-from spatial_ensemble.data import ops_color as color
-from spatial_ensemble.data import ops_geometry as geometry
+from spatial_ensemble.data.augment import color, fixmatch, geometry
 
 
 def affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -171,8 +169,8 @@ def published(name: str, image: Image.Image, level: int, sign: int) -> Image.Ima
 @pytest.mark.parametrize(("channels", "size", "flip"), [(3, 32, True), (1, 8, False), (3, 13, True)])
 def test_strong_equals_pillow_image_by_image_for_the_same_draws(channels: int, size: int, flip: bool) -> None:
     images = pictures((channels, size, size), 250)
-    uniforms = torch.rand(250, augment.STRONG_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    result = augment.strong(images, uniforms, flip=flip)
+    uniforms = torch.rand(250, fixmatch.STRONG_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    result = fixmatch.strong(images, uniforms, flip=flip)
     pad = size // 8
     done = set()
     for image, u, mine in zip(images, uniforms.tolist(), result, strict=True):
@@ -186,7 +184,7 @@ def test_strong_equals_pillow_image_by_image_for_the_same_draws(channels: int, s
         drawn = to_pillow(functional.hflip(moved) if flip and u[0] >= 0.5 else moved)
         for which, how in ((u[3], u[4]), (u[5], u[6])):
             if which < 0.5:  # so that each is done with probability 1/2
-                name = augment.POOL[int(which * 28)]
+                name = fixmatch.POOL[int(which * 28)]
                 signed = [*range(-9, 0), *range(1, 10)][int(how * 18)]
                 drawn = published(name, drawn, abs(signed), 1 if signed > 0 else -1)
                 done.add((name, abs(signed)))
@@ -197,7 +195,7 @@ def test_strong_equals_pillow_image_by_image_for_the_same_draws(channels: int, s
             drawn = drawn.copy()
             ImageDraw.Draw(drawn).rectangle((left, top, left + side - 1, top + side - 1), grey)
         assert torch.equal(mine, from_pillow(drawn))
-    assert {name for name, _ in done} == set(augment.POOL) and len(augment.POOL) == 14
+    assert {name for name, _ in done} == set(fixmatch.POOL) and len(fixmatch.POOL) == 14
     assert {level for _, level in done} == set(range(1, 10))
 
 

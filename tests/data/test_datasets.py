@@ -9,9 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from spatial_ensemble.data import datasets as datasets_module
-from spatial_ensemble.data.datasets import NAMES, load
 from spatial_ensemble.data.images import Images, channel_tensor, normalise, statistics
+from spatial_ensemble.data.sources import NAMES, load, published
 from spatial_ensemble.errors import UserError
 
 
@@ -180,7 +179,7 @@ def test_an_impossible_image_size_is_one_clear_error(name, size):
 
 
 def test_images_that_would_not_fit_into_memory_are_one_clear_error(monkeypatch):
-    monkeypatch.setattr(datasets_module, "LARGEST_RESIZED", 1797 * 16**2 - 1)
+    monkeypatch.setattr(published, "LARGEST_RESIZED", 1797 * 16**2 - 1)
     with pytest.raises(UserError, match=r"^--image-size 16: 1797 images take 0 GiB"):
         load("digits", image_size=16)
 

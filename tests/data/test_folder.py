@@ -13,9 +13,8 @@ import torch
 from data.pictures import TEXT, classes, encoded, picture, tensor, write
 from PIL import Image
 
-from spatial_ensemble.data import folder
-from spatial_ensemble.data.datasets import load
-from spatial_ensemble.data.decode import BrokenImageError, decode
+from spatial_ensemble.data.sources import folder, load
+from spatial_ensemble.data.sources.decode import BrokenImageError, decode
 from spatial_ensemble.errors import UserError
 
 # Decoding

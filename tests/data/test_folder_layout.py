@@ -4,7 +4,7 @@ import pytest
 import torch
 from data.pictures import TEXT, classes, picture, tensor, write
 
-from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.data.splits import balanced_indices
 from spatial_ensemble.errors import UserError
 

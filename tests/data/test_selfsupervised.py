@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from spatial_ensemble.data import ops_jitter, ops_resample, selfsupervised
-from spatial_ensemble.data.selfsupervised import RECIPES, SIGMAS
+from spatial_ensemble.data.augment import jitter, resample, selfsupervised
+from spatial_ensemble.data.augment.selfsupervised import RECIPES, SIGMAS
 from spatial_ensemble.data.views import view
 
 
@@ -30,19 +30,19 @@ def as_float(images: Tensor) -> Tensor:
 
 
 ADJUST = {
-    ops_jitter.BRIGHTNESS: F.adjust_brightness,
-    ops_jitter.CONTRAST: F.adjust_contrast,
-    ops_jitter.SATURATION: F.adjust_saturation,
-    ops_jitter.HUE: F.adjust_hue,
+    jitter.BRIGHTNESS: F.adjust_brightness,
+    jitter.CONTRAST: F.adjust_contrast,
+    jitter.SATURATION: F.adjust_saturation,
+    jitter.HUE: F.adjust_hue,
 }
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", [ops_jitter.BRIGHTNESS, ops_jitter.CONTRAST, ops_jitter.SATURATION])
+@pytest.mark.parametrize("kind", [jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION])
 def test_adjust_equals_torchvision(kind: int, channels: int) -> None:
     factors = [0.0, 0.2, 0.6, 1.0, 1.4, 1.8, 3.0, 1.0]
     images = as_float(pictures(8, channels, 9, 7))
-    result = ops_jitter.adjust(images, torch.full((8,), kind), torch.tensor(factors))
+    result = jitter.adjust(images, torch.full((8,), kind), torch.tensor(factors))
     expected = torch.stack([ADJUST[kind](image, factor) for image, factor in zip(images, factors, strict=True)])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
 
@@ -51,7 +51,7 @@ def test_adjust_equals_torchvision(kind: int, channels: int) -> None:
 def test_adjust_hue_equals_torchvision(channels: int) -> None:
     shifts = torch.linspace(-0.5, 0.5, 44).tolist()
     images = as_float(pictures(44, channels, 9, 7))
-    result = ops_jitter.adjust_hue(images, torch.tensor(shifts))
+    result = jitter.adjust_hue(images, torch.tensor(shifts))
     expected = torch.stack([F.adjust_hue(image, shift) for image, shift in zip(images, shifts, strict=True)])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
@@ -60,7 +60,7 @@ def test_jitter_takes_each_image_in_its_own_order() -> None:
     images = as_float(pictures(24, 3, 8, 8))
     order = torch.tensor([list(p) for p in torch.cartesian_prod(*[torch.arange(4)] * 4).tolist() if len(set(p)) == 4])
     factors = torch.rand(24, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 1, 0.4]) + 0.1
-    result = ops_jitter.jitter(images, factors, order)
+    result = jitter.jitter(images, factors, order)
     for image, own, kinds, mine in zip(images, factors.tolist(), order.tolist(), result, strict=True):
         for kind in kinds:
             image = ADJUST[kind](image, own[kind])
@@ -70,14 +70,14 @@ def test_jitter_takes_each_image_in_its_own_order() -> None:
 def test_jitter_by_neutral_factors_changes_nothing() -> None:
     images = as_float(pictures(8, 3, 8, 8))
     neutral = torch.tensor([[1.0, 1, 1, 0]]).expand(8, 4)
-    assert torch.equal(ops_jitter.jitter(images, neutral, torch.arange(4).expand(8, 4)), images)
+    assert torch.equal(jitter.jitter(images, neutral, torch.arange(4).expand(8, 4)), images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_and_solarize_equal_torchvision(channels: int) -> None:
     images = as_float(pictures(8, channels, 16, 16))
-    torch.testing.assert_close(ops_jitter.grey(images), F.rgb_to_grayscale(images, channels), rtol=0, atol=1e-6)
-    assert torch.equal(ops_jitter.solarize(images), F.solarize(images, 128 / 255))
+    torch.testing.assert_close(jitter.grey(images), F.rgb_to_grayscale(images, channels), rtol=0, atol=1e-6)
+    assert torch.equal(jitter.solarize(images), F.solarize(images, 128 / 255))
 
 
 def torchvision_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
@@ -92,7 +92,7 @@ def test_resized_crop_equals_torchvision_with_antialiasing(data: st.DataObject) 
     top, left = data.draw(st.integers(0, high - height)), data.draw(st.integers(0, wide - width))
     images = as_float(pictures(2, 3, high, wide))
     box = [torch.tensor([value] * 2) for value in (top, left, height, width)]
-    result = ops_resample.resized_crop(images, *box, size, torch.tensor([False, True]))
+    result = resample.resized_crop(images, *box, size, torch.tensor([False, True]))
     expected = torchvision_crop(images, top, left, height, width, size)
     torch.testing.assert_close(result, torch.stack([expected[0], expected[1].flip(2)]), rtol=0, atol=1e-5)
 
@@ -101,7 +101,7 @@ def test_resized_crop_equals_torchvision_with_antialiasing(data: st.DataObject) 
 def test_gaussian_blur_equals_torchvision(height: int, width: int, reach: int) -> None:
     sigmas = [0.1, 0.3, 0.7, 1.0, 1.5, 2.0]
     images = as_float(pictures(6, 3, height, width))
-    result = ops_resample.gaussian_blur(images, torch.tensor(sigmas), reach)
+    result = resample.gaussian_blur(images, torch.tensor(sigmas), reach)
     for image, sigma, mine in zip(images, sigmas, result, strict=True):
         expected = F.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
@@ -123,8 +123,8 @@ def box(uniforms: list[float], size: int, scale: tuple[float, float]) -> tuple[i
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.05, 0.4), (0.98, 1.0)])
 @pytest.mark.parametrize("size", [4, 8, 32])
 def test_random_boxes_are_those_of_random_resized_crop(size: int, scale: tuple[float, float]) -> None:
-    draws = torch.rand(3000, ops_resample.BOX_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    boxes = torch.stack(ops_resample.random_boxes(draws, size, scale), dim=1)
+    draws = torch.rand(3000, resample.BOX_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.stack(resample.random_boxes(draws, size, scale), dim=1)
     assert boxes.tolist() == [list(box(row, size, scale)) for row in draws.tolist()]
 
 
@@ -141,7 +141,7 @@ def test_views_equal_torchvision_image_by_image_for_the_same_draws(name: str, ch
         if u[31] < recipe.jitter:
             for kind in sorted(range(4), key=lambda kind: u[27 + kind]):
                 change = (2 * u[23 + kind] - 1) * recipe.colors[kind]
-                image = ADJUST[kind](image, change if kind == ops_jitter.HUE else 1 + change)
+                image = ADJUST[kind](image, change if kind == jitter.HUE else 1 + change)
         if u[32] < recipe.grey:
             image = F.rgb_to_grayscale(image, channels)
         if u[33] < recipe.blur:
@@ -171,13 +171,13 @@ def test_local_views_have_half_the_side_and_fit_patches_of_four(size: int, local
 def test_images_of_another_kind_are_refused(images: Tensor) -> None:
     ones = torch.ones(2)
     for operation in (
-        lambda: ops_jitter.adjust(images, ones, ones),
-        lambda: ops_jitter.adjust_hue(images, ones),
-        lambda: ops_jitter.jitter(images, torch.ones(2, 4), torch.arange(4).expand(2, 4)),
-        lambda: ops_jitter.grey(images),
-        lambda: ops_jitter.solarize(images),
-        lambda: ops_resample.gaussian_blur(images, ones, 2),
-        lambda: ops_resample.resized_crop(images, ones, ones, ones, ones, 4),
+        lambda: jitter.adjust(images, ones, ones),
+        lambda: jitter.adjust_hue(images, ones),
+        lambda: jitter.jitter(images, torch.ones(2, 4), torch.arange(4).expand(2, 4)),
+        lambda: jitter.grey(images),
+        lambda: jitter.solarize(images),
+        lambda: resample.gaussian_blur(images, ones, 2),
+        lambda: resample.resized_crop(images, ones, ones, ones, ones, 4),
     ):
         with pytest.raises(ValueError, match=r"images must be float32 \[B, C, H, W\] with C = 1 or 3, got"):
             operation()
@@ -186,6 +186,6 @@ def test_images_of_another_kind_are_refused(images: Tensor) -> None:
 def test_a_blur_or_crop_that_does_not_fit_is_refused() -> None:
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match=r"a blur of reach 8 does not fit 8 x 8 pixels: take 0 \.\.\. 7"):
-        ops_resample.gaussian_blur(images, torch.ones(2), 8)
+        resample.gaussian_blur(images, torch.ones(2), 8)
     with pytest.raises(ValueError, match="a crop of 0 x 0 pixels is empty"):
-        ops_resample.resized_crop(images, *[torch.ones(2)] * 4, 0)
+        resample.resized_crop(images, *[torch.ones(2)] * 4, 0)

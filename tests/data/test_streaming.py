@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from spatial_ensemble.data import folder
-from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.images import statistics
 from spatial_ensemble.data.loaders import Batches
-from spatial_ensemble.data.streaming import FileImages, Stream
+from spatial_ensemble.data.sources import folder, load
+from spatial_ensemble.data.sources.streaming import FileImages, Stream
 from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation.predict import predict

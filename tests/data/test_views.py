@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data.selfsupervised import RECIPES
+from spatial_ensemble.data.augment.selfsupervised import RECIPES
 from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from runs import SHORT, Killed, kill_at
 
 from spatial_ensemble import UserError
-from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.fixmatch import FixMatch
 from spatial_ensemble.training import run
 from spatial_ensemble.training.run import train

@@ -8,7 +8,7 @@ import torch
 from runs import SHORT, Killed, assert_equal, kill_at, without_time
 
 from spatial_ensemble import UserError
-from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.dino import DINO
 from spatial_ensemble.methods.fixmatch import FixMatch
 from spatial_ensemble.training import checkpoint, run

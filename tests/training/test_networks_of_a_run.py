@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from spatial_ensemble import UserError, networks
-from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.evaluation import linear_accuracy
 from spatial_ensemble.methods.base import Student, classifier
 from spatial_ensemble.training import checkpoint

@@ -11,7 +11,7 @@ from PIL import Image
 from runs import SHORT, Killed, assert_equal, kill_at, without_time
 
 from spatial_ensemble import UserError, cli
-from spatial_ensemble.data.datasets import load
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.fixmatch import FixMatch
 from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.build import build_method, describe

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from spatial_ensemble.data.batch import Batch
-from spatial_ensemble.data.decode import cores
 from spatial_ensemble.data.images import Images, channel_tensor, normalise
-from spatial_ensemble.data.streaming import FileImages, Stream
+from spatial_ensemble.data.sources.decode import cores
+from spatial_ensemble.data.sources.streaming import FileImages, Stream
 from spatial_ensemble.data.views import View
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.seeding import generator

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data import augment, selfsupervised
-from spatial_ensemble.data.ops_common import check_images
+from spatial_ensemble.data.augment import fixmatch, selfsupervised
+from spatial_ensemble.data.augment.common import check_images
 from spatial_ensemble.errors import UserError
 
 
@@ -58,8 +58,8 @@ def view(name: str, *, size: int, flip: bool) -> View:
     """
     views: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
         "plain": (lambda images, uniforms: images, 0),
-        "weak": (partial(augment.weak, flip=flip), augment.WEAK_DRAWS),
-        "strong": (partial(augment.strong, flip=flip), augment.STRONG_DRAWS),
+        "weak": (partial(fixmatch.weak, flip=flip), fixmatch.WEAK_DRAWS),
+        "strong": (partial(fixmatch.strong, flip=flip), fixmatch.STRONG_DRAWS),
     }
     for known in selfsupervised.RECIPES:
         recipe, side = selfsupervised.recipe(known, size), selfsupervised.output_size(known, size)

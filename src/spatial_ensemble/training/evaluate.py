@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.images import ImageData
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import accuracy
 from spatial_ensemble.training import checkpoint

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data.decode import SUFFIXES, BrokenImageError, decode
-from spatial_ensemble.data.folder import files_below
+from spatial_ensemble.data.sources.decode import SUFFIXES, BrokenImageError, decode
+from spatial_ensemble.data.sources.folder import files_below
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import predict as outputs
 from spatial_ensemble.training import checkpoint

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spatial_ensemble.data.datasets import load
 from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.loaders import Batches
+from spatial_ensemble.data.sources import load
 from spatial_ensemble.data.splits import balanced_indices
 from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError

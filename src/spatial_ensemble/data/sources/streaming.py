@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from spatial_ensemble.data.decode import BrokenImageError, broken_message, cores, decode_many
+from spatial_ensemble.data.sources.decode import BrokenImageError, broken_message, cores, decode_many
 from spatial_ensemble.errors import UserError
 
 Picks = Callable[[int], tuple[Tensor, Tensor]]

@@ -7,7 +7,7 @@ side, a Gaussian blur is another. On a CPU this is faster than gathering four ne
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data.ops_common import check_images, per_image
+from spatial_ensemble.data.augment.common import check_images, per_image
 
 BOX_TRIES = 10
 BOX_DRAWS = 2 * BOX_TRIES + 2

@@ -6,7 +6,7 @@ Pillow's four enhancers are one formula, `degenerate + factor * (image - degener
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data.ops_common import check_images, per_image, to_uint8
+from spatial_ensemble.data.augment.common import check_images, per_image, to_uint8
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:

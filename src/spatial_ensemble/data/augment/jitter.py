@@ -7,7 +7,7 @@ cut off at 0 and 1. One channel has no colour: saturation, hue and grey leave it
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data.ops_common import check_images, per_image, replace_
+from spatial_ensemble.data.augment.common import check_images, per_image, replace_
 
 LUMA = (0.2989, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

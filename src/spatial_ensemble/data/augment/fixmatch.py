@@ -10,9 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data import ops_color as color
-from spatial_ensemble.data import ops_geometry as geometry
-from spatial_ensemble.data.ops_common import check_images
+from spatial_ensemble.data.augment import color, geometry
+from spatial_ensemble.data.augment.common import check_images
 
 ROUNDS = 2
 WEAK_DRAWS = 3

@@ -1,6 +1,5 @@
-"""Image data sets by name: `load("digits")`, `load("folder", path)`."""
+"""Published data sets: scikit-learn's digits, and CIFAR, SVHN and STL-10 by torchvision."""
 
-import difflib
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,71 +15,17 @@ from spatial_ensemble.data.images import ImageData, Images, statistics
 from spatial_ensemble.data.splits import draw_per_class, without
 from spatial_ensemble.errors import UserError
 
-__all__ = ["NAMES", "ImageData", "Images", "load"]
-
 log = logging.getLogger(__name__)
 
-LARGEST_SIZE = 1024
 LARGEST_RESIZED = 8 * 2**30  # bytes
-NAMES = ("digits", "cifar10", "cifar100", "svhn", "stl10", "folder")
 
 
-def load(
-    name: str, path: str | None = None, *, image_size: int | None = None, skip_broken: bool = False, seed: int = 0
-) -> ImageData:
-    """Read a data set.
-
-    Args:
-        name: "digits" (built in, 8x8), "cifar10", "cifar100", "svhn", "stl10" or "folder".
-        path: where the data lie, or are downloaded to (all but digits and folder; None: a cache in the home folder).
-        image_size: side in pixels that images are brought to (short side resized, then the centre cropped);
-            None keeps their own, which must then be one square of at most 96 pixels.
-        skip_broken: leave out broken images of a folder, and count them, where otherwise the first one is an error.
-        seed: of the split by name of a folder that has no test/, which is to be the same in training and evaluation.
-            The split of every other set is fixed.
-
-    Returns:
-        The training and test images, uint8: in memory, or, if a folder's would take more than 2 GiB, in their files.
-
-    Raises:
-        UserError: an unknown name, or anything amiss in the data.
-
-    Example:
-        >>> load("digits").train.images.shape
-        torch.Size([1297, 1, 8, 8])
-    """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown data set {name!r} (known: {', '.join(NAMES)}){hint}")
-    if image_size is not None and not 1 <= image_size <= LARGEST_SIZE:
-        raise UserError(f"--image-size {image_size}: must be 1 to {LARGEST_SIZE} pixels")
-    if name == "digits":
-        if path is not None:
-            raise UserError(f"digits is built in and takes no path, but --path {path} was given: use --data folder?")
-        return _digits(image_size)
-    if name == "folder":
-        if path is None:
-            raise UserError("--data folder needs --path, the folder that holds train/<class>/ or <class>/")
-        from spatial_ensemble.data.folder import load_folder
-
-        return load_folder(_expanded(path), image_size=image_size, skip_broken=skip_broken, seed=seed)
-    return _published(name, _expanded(path or "~/.cache/spatial-ensemble"), image_size)
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"--path {path}: no such home folder: give the whole path") from error
-
-
-def _digits(image_size: int | None) -> ImageData:
+def load_digits(image_size: int | None) -> ImageData:
     """1,797 scans of ten digits. 50 of each are the test set, by a draw that the run's seed does not change: seeds vary
     the training, not the exam."""
-    from sklearn.datasets import load_digits
+    from sklearn import datasets
 
-    bunch = load_digits()
+    bunch = datasets.load_digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     images, labels = _resize(images, image_size), torch.from_numpy(bunch.target.astype(np.int64))
     test = draw_per_class(labels, [50] * 10, 0, "digits test")
@@ -132,7 +77,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def _published(name: str, root: Path, image_size: int | None) -> ImageData:
+def load_torchvision(name: str, root: Path, image_size: int | None) -> ImageData:
     from torchvision import datasets
 
     if root.is_file():

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatial_ensemble.data.decode import SUFFIXES, BrokenImageError, broken_message, cores, decode_many
 from spatial_ensemble.data.images import ImageData, Images, Pixels, statistics
+from spatial_ensemble.data.sources.decode import SUFFIXES, BrokenImageError, broken_message, cores, decode_many
+from spatial_ensemble.data.sources.streaming import FileImages
 from spatial_ensemble.data.splits import without
-from spatial_ensemble.data.streaming import FileImages
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.seeding import derive_seed
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spatial_ensemble.data.ops_common import check_images, per_image
+from spatial_ensemble.data.augment.common import check_images, per_image
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data import ops_jitter, ops_resample
-from spatial_ensemble.data.ops_common import check_images, replace_
+from spatial_ensemble.data.augment import jitter, resample
+from spatial_ensemble.data.augment.common import check_images, replace_
 
-DRAWS = ops_resample.BOX_DRAWS + 14
+DRAWS = resample.BOX_DRAWS + 14
 SIGMAS = (0.1, 2.0)
 REACH = 6
 # Pixels in floating point that stay in a processor's cache from one operation to the next.
@@ -83,17 +83,17 @@ def distort(images: Tensor, uniforms: Tensor, recipe: Recipe, *, size: int, flip
 
 
 def _distort(images: Tensor, uniforms: Tensor, recipe: Recipe, size: int, flip: bool) -> Tensor:
-    box, mirror, colors, order, chance, sigma = torch.split(uniforms, [ops_resample.BOX_DRAWS, 1, 4, 4, 4, 1], dim=1)
+    box, mirror, colors, order, chance, sigma = torch.split(uniforms, [resample.BOX_DRAWS, 1, 4, 4, 4, 1], dim=1)
     limits = torch.tensor([recipe.jitter, recipe.grey, recipe.blur, recipe.solarize])
     jittered, greyed, blurred, solarized = (chance < limits).unbind(1)
-    boxes = ops_resample.random_boxes(box, images.shape[3], recipe.scale)
+    boxes = resample.random_boxes(box, images.shape[3], recipe.scale)
     mirrored = mirror[:, 0] < 0.5 if flip else None
-    views = ops_resample.resized_crop(images.float().div_(255), *boxes, size, mirrored)
+    views = resample.resized_crop(images.float().div_(255), *boxes, size, mirrored)
     if recipe.jitter:
         change = (2 * colors - 1) * torch.tensor(recipe.colors) * jittered.unsqueeze(1)
-        views = ops_jitter.jitter(views, torch.tensor([1, 1, 1, 0]) + change, order.argsort(dim=1))
-    replace_(views, greyed, ops_jitter.grey)
-    blur = partial(ops_resample.gaussian_blur, reach=min(REACH, size - 1))
+        views = jitter.jitter(views, torch.tensor([1, 1, 1, 0]) + change, order.argsort(dim=1))
+    replace_(views, greyed, jitter.grey)
+    blur = partial(resample.gaussian_blur, reach=min(REACH, size - 1))
     replace_(views, blurred, blur, SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * sigma[:, 0])
-    replace_(views, solarized, ops_jitter.solarize)
+    replace_(views, solarized, jitter.solarize)
     return views
