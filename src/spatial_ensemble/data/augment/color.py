@@ -1,4 +1,4 @@
-"""Operations on values of pixels: uint8 [B, C, H, W], each image with its own magnitude, equal to Pillow's to the bit.
+"""Colour operations on uint8 images [B, C, H, W], equal to Pillow's to the bit; each image has its own magnitude [B].
 
 Pillow's four enhancers are one formula, `degenerate + factor * (image - degenerate)` in float32, truncated.
 """
@@ -10,14 +10,7 @@ from spatial_ensemble.data.augment.common import check_images, per_image, to_uin
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black: 0 is black, 1 the image, above 1 brighter.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        factor: float [B].
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageEnhance.Brightness`.
+    """`PIL.ImageEnhance.Brightness`: blend with black. Factor 0 is black, 1 the image, above 1 brighter.
 
     Example:
         >>> brightness(torch.full((1, 1, 1, 1), 100, dtype=torch.uint8), torch.tensor([0.5])).item()
@@ -28,29 +21,13 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: 0 is grey, 1 the image. The identity where there is one channel.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        factor: float [B].
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageEnhance.Color`.
-    """
+    """`PIL.ImageEnhance.Color`: blend with the grey image; the identity where there is one channel."""
     check_images(images)
     return images.clone() if images.shape[1] == 1 else _blend(grey(images).float(), images, factor)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey: 0 is flat grey, 1 the image.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        factor: float [B].
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageEnhance.Contrast`.
-    """
+    """`PIL.ImageEnhance.Contrast`: blend with the image's mean grey."""
     check_images(images)
     pixels = images.shape[2] * images.shape[3]
     total = grey(images).sum(dim=(1, 2, 3), keepdim=True)
@@ -59,64 +36,33 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the smoothed image: 0 is smooth, 1 the image, above 1 sharper. The border stays as it is.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        factor: float [B].
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageEnhance.Sharpness`.
-    """
+    """`PIL.ImageEnhance.Sharpness`: blend with the smoothed image; the border keeps its values."""
     check_images(images)
     wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth = images.float()
     # Pillow's SMOOTH: weight 5 in the middle, 1 around it. A thirteenth is never within 1/26 of a rounding tie,
-    # so that float32 rounds as the exact quotient does.
+    # so float32 rounds as the exact quotient does.
     smooth[:, :, 1:-1, 1:-1] = ((box + 4 * wide[:, :, 1:-1, 1:-1]).float() / 13 + 0.5).floor_()
     return _blend(smooth, images, factor)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the `bits` highest bits of every value.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        bits: integer [B] in 1 ... 8.
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageOps.posterize`.
-    """
+    """`PIL.ImageOps.posterize`: keep the `bits` (1 ... 8) highest bits of every value."""
     check_images(images)
     return images & per_image(256 - 2 ** (8 - bits), images, torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert every value at or above `threshold`.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        threshold: integer [B] in 0 ... 256.
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageOps.solarize`.
-    """
+    """`PIL.ImageOps.solarize`: invert every value at or above `threshold` (0 ... 256)."""
     check_images(images)
     below = (images.to(torch.int16) - per_image(threshold, images, torch.int16)) >> 15  # the sign: -1 below, else 0
     return images ^ (~below).to(torch.uint8)  # many times faster than torch.where
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch every channel so that its darkest value becomes 0 and its brightest 255.
-
-    Args:
-        images: uint8 [B, C, H, W].
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageOps.autocontrast`.
-    """
+    """`PIL.ImageOps.autocontrast`: stretch every channel to the full range."""
     check_images(images)
     low, high = images.amin((2, 3), keepdim=True).double(), images.amax((2, 3), keepdim=True).double()
     scale = high.new_full((), 255).div((high - low).clamp(min=1))  # 255 / tensor multiplies by a rounded reciprocal
@@ -125,14 +71,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Map the values of every channel so that its histogram becomes as flat as it can.
-
-    Args:
-        images: uint8 [B, C, H, W].
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.ImageOps.equalize`.
-    """
+    """`PIL.ImageOps.equalize`: flatten the histogram of every channel."""
     check_images(images)
     values = images.flatten(2).long()
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int32, device=images.device)
@@ -145,7 +84,7 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Pillow's luma (ITU-R 601, fixed point) of uint8 [B, C, H, W] as int32 [B, 1, H, W]; one channel is itself."""
+    """Pillow's luma (ITU-R 601, fixed point): int32 [B, 1, H, W]; a single channel is returned as it is."""
     channels = images.to(torch.int32)
     if images.shape[1] == 1:
         return channels
@@ -154,6 +93,6 @@ def grey(images: Tensor) -> Tensor:
 
 
 def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    # A product and a sum, as Pillow has it: a fused multiply-add would round differently.
+    # A product and a sum, as in Pillow: a fused multiply-add would round differently.
     difference = (images - degenerate).mul_(per_image(factor, images, torch.float32))
     return to_uint8(difference.add_(degenerate).clamp_(0, 255))

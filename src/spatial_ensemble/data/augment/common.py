@@ -1,4 +1,4 @@
-"""What the batched image operations share."""
+"""Helpers of the batched image operations."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ def check_images(images: Tensor, dtype: torch.dtype = torch.uint8) -> None:
 
 
 def per_image(values: Tensor, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`values` [B] as [B, 1, 1, 1] beside `images` [B, C, H, W], on their device and without waiting for it."""
+    """`values` [B] as [B, 1, 1, 1] on the device of `images` [B, C, H, W], without a synchronisation."""
     if values.shape != images.shape[:1]:
         raise ValueError(f"expected one number for each of {len(images)} images, got shape {list(values.shape)}")
     return values.to(dtype).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
 def replace_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *values: Tensor) -> None:
-    """Do `operation(images, *values)` to the images that `chosen` (bool [B], on the CPU) names, in place."""
+    """Apply `operation(images, *values)` in place to the images selected by `chosen` (bool [B], on the CPU)."""
     places = chosen.nonzero().squeeze(1)
     if len(places):
         there = places.to(images.device, non_blocking=True)
@@ -32,5 +32,11 @@ def replace_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *
 
 
 def to_uint8(values: Tensor) -> Tensor:
-    """Truncate numbers in [0, 255] towards zero; by way of int16, which processors convert to four times faster."""
+    """Truncate numbers in [0, 255] towards zero, by way of int16: CPUs convert to it four times faster."""
     return values.to(torch.int16).to(torch.uint8)
+
+
+def reflected(place: Tensor, size: int) -> Tensor:
+    """Integer positions, up to `size` - 1 outside of a line of `size` pixels, reflected at its ends."""
+    place = place.abs()
+    return torch.minimum(place, 2 * (size - 1) - place)

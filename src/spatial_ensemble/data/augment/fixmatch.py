@@ -1,7 +1,7 @@
-"""FixMatch's weak and strong augmentation of whole batches: every image its own operations, order and magnitudes.
+"""FixMatch's weak and strong augmentation of whole batches: each image its own operations, order and magnitudes.
 
-Each is a function of the images and of uniform numbers in [0, 1), one row an image: what happens to an image depends
-on its own row alone. Choices are made on the CPU, where the numbers are drawn, so that nobody waits for a GPU.
+Both are functions of the images and of uniform numbers in [0, 1), one row per image, which alone decides what happens
+to it. Choices are made on the CPU, where the numbers are drawn, so that nothing waits for a GPU.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ WEAK_DRAWS = 3
 STRONG_DRAWS = WEAK_DRAWS + ROUNDS * 2 + 3
 
 # Names, ranges and levels as in google-research/fixmatch and kekmodel/FixMatch-pytorch, RandAugmentMC: an operation has
-# level 1 ... 9 of 10 and a sign by chance. Where they differ (the four enhancers, posterize, translations), as kekmodel
+# level 1 ... 9 of 10 and a random sign. Where they differ (the four enhancers, posterize, translations), as kekmodel
 # and the appendix of FixMatch's paper have it.
 LEVELS = torch.tensor([*range(-9, 0), *range(1, 10)], dtype=torch.float64)
 # level [L] and height and width of the images -> coefficients [L, 6]
 GEOMETRY: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "Rotate": lambda level, height, width: geometry.rotation(3 * level, height, width),
-    "ShearX": lambda level, height, width: geometry.unit_but(1, level * 0.3 / 10),
-    "ShearY": lambda level, height, width: geometry.unit_but(3, level * 0.3 / 10),
-    "TranslateX": lambda level, height, width: geometry.unit_but(2, torch.trunc(level * 0.3 / 10 * width)),
-    "TranslateY": lambda level, height, width: geometry.unit_but(5, torch.trunc(level * 0.3 / 10 * height)),
+    "ShearX": lambda level, height, width: geometry.identity_but(1, level * 0.3 / 10),
+    "ShearY": lambda level, height, width: geometry.identity_but(3, level * 0.3 / 10),
+    "TranslateX": lambda level, height, width: geometry.identity_but(2, torch.trunc(level * 0.3 / 10 * width)),
+    "TranslateY": lambda level, height, width: geometry.identity_but(5, torch.trunc(level * 0.3 / 10 * height)),
 }
 # the operation on images [B, C, H, W] and amounts [B], and level [L] -> amount [L]
 COLOR: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -45,7 +45,7 @@ POOL = (*GEOMETRY, *COLOR)
 
 
 def weak(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
-    """Mirror with probability 1/2 where `flip`, then cut the old size out of the image padded by an eighth (reflected).
+    """Mirror with probability 1/2 if `flip`, then a random crop after reflection padding by an eighth of the side.
 
     Args:
         images: uint8 [B, C, S, S].
@@ -88,14 +88,14 @@ def strong(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
 
 
 def _one_each(images: Tensor, which: Tensor, level: Tensor) -> Tensor:
-    """Do the operation POOL[which] at LEVELS[level] to each image, and nothing where `which` lies beyond the pool."""
-    # Sorted by operation, the images of one operation are neighbours, and their number is known without asking a GPU.
+    """Apply the operation POOL[which] at LEVELS[level] to each image, and none where `which` is beyond the pool."""
+    # Sorted by operation, the images of one operation are contiguous, and their number is known without a sync.
     order = which.argsort()
     which, level = which[order].clamp_(max=len(POOL) - 1), level[order]
     sizes = torch.bincount(which, minlength=len(POOL)).tolist()
     moved, colored = sum(sizes[: len(GEOMETRY)]), sizes[len(GEOMETRY) :]
     first, *rest = torch.split(images.index_select(0, order.to(images.device, non_blocking=True)), [moved, *colored])
-    done = [geometry.affine_fixed(first, _matrices(*images.shape[2:])[which[:moved], level[:moved]])]
+    done = [geometry.affine(first, _matrices(*images.shape[2:])[which[:moved], level[:moved]])]
     amounts = torch.split(_amounts()[which[moved:] - len(GEOMETRY), level[moved:]], colored)
     for (operation, _), chunk, amount in zip(COLOR.values(), rest, amounts, strict=True):
         done.append(operation(chunk, amount) if len(chunk) else chunk)
@@ -104,13 +104,13 @@ def _one_each(images: Tensor, which: Tensor, level: Tensor) -> Tensor:
 
 @cache
 def _matrices(height: int, width: int) -> Tensor:
-    """Coefficients in fixed point of every geometric operation at every level: int32 [5, L, 6]."""
+    """Fixed-point coefficients of every geometric operation at every level: int32 [5, L, 6]."""
     return geometry.fixed_point(torch.stack([matrix(LEVELS, height, width) for matrix in GEOMETRY.values()]))
 
 
 @cache
 def _amounts() -> Tensor:
-    """How much, for every other operation at every level: float64 [9, L]."""
+    """Amounts of every colour operation at every level: float64 [9, L]."""
     return torch.stack([amount(LEVELS) for _, amount in COLOR.values()])
 
 

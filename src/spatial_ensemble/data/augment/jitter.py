@@ -1,7 +1,7 @@
-"""Colour jitter of float images in [0, 1], [B, C, H, W], each image with its own factors and its own order.
+"""Colour jitter of float images [B, C, H, W] in [0, 1], each image with its own factors in its own order.
 
-Brightness, contrast and saturation are one formula: a share of the pixel, of its grey and of the image's mean grey,
-cut off at 0 and 1. One channel has no colour: saturation, hue and grey leave it as it is.
+Brightness, contrast and saturation are one formula: a weighted sum of the pixel, its grey and the image's mean grey,
+clamped to [0, 1]. A single channel has no colour: saturation, hue and grey leave it unchanged.
 """
 
 import torch
@@ -13,23 +13,29 @@ LUMA = (0.2989, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def adjust(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
-    """Change each image's brightness, contrast or saturation by its own factor; 1 changes nothing.
+def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Adjust brightness, contrast, saturation and hue, each image in its own order.
 
     Args:
         images: float [B, C, H, W] in [0, 1].
-        kind: integer [B], on the CPU: BRIGHTNESS, CONTRAST or SATURATION; HUE is left to `adjust_hue`.
-        factor: float [B], on the CPU, not negative.
+        factors: float [B, 4] on the CPU: three factors, 0 or more, and the shift of the hue; 1, 1, 1, 0 is neutral.
+        order: int64 [B, 4] on the CPU: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE.
 
     Returns:
-        float [B, C, H, W] in [0, 1], torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation` to 1e-6.
+        float [B, C, H, W] in [0, 1], torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation` to 1e-6
+        and `adjust_hue` to 1e-5.
     """
     check_images(images, torch.float32)
-    return _mixed(images, *_mixture(kind, factor.float(), images.shape[1]))
+    kinds, factors = order.T, factors.gather(1, order).T.float()
+    steps = zip(*_mixture(kinds, factors, images.shape[1]), kinds, factors, strict=True)
+    for mixture, of_mean, kind, factor in steps:
+        images = _mixed(images, mixture, of_mean)
+        replace_(images, (kind == HUE) & (factor != 0), adjust_hue, factor)
+    return images
 
 
 def _mixture(kind: Tensor, factor: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """[...] -> what the channels of the pixel weigh, [..., C, C], and those of the image's mean, [..., 1, C]."""
+    """Weights of the pixel's channels, [..., C, C], and of those of the image's mean, [..., 1, C]; shape [...] in."""
     luma = torch.tensor([LUMA if channels == 3 else (1.0,)])
     share, of_grey, of_mean = (
         torch.where(fits, value, other)[..., None, None]
@@ -50,7 +56,7 @@ def _mixed(images: Tensor, mixture: Tensor, of_mean: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift` of the whole circle.
+    """Rotate the hue by `shift` of the full circle.
 
     With V the largest and V - D the smallest channel, and h the hue from 0 to 1, a channel is
     V - D clamp(min(k, 4 - k), 0, 1), k = 6 frac(h + n / 6), n = 5, 3, 1 for red, green, blue.
@@ -73,34 +79,14 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     is_blue = 1 - is_red - is_green
     turn = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
     hue = (turn / (6 * spread).clamp_(min=1e-12)).add_(is_green / 3).add_(is_blue * (2 / 3))
-    hue = hue.add_(1 + per_image(shift, images)[:, 0]).unsqueeze(1)  # plus 1, for frac is not the remainder below 0
+    hue = hue.add_(1 + per_image(shift, images)[:, 0]).unsqueeze(1)  # plus 1: frac is not the remainder below 0
     places = torch.arange(5, 0, -2, device=images.device).view(-1, 1, 1)
     k = (hue + places / 6).frac_().mul_(6)
     return largest.unsqueeze(1) - spread.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue, each image in its own order.
-
-    Args:
-        images: float [B, C, H, W] in [0, 1].
-        factors: float [B, 4]: three factors and the shift of the hue, on the CPU.
-        order: int64 [B, 4]: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE, on the CPU.
-
-    Returns:
-        float [B, C, H, W] in [0, 1].
-    """
-    check_images(images, torch.float32)
-    kinds, factors = order.T, factors.gather(1, order).T.float()
-    steps = zip(*_mixture(kinds, factors, images.shape[1]), kinds, factors, strict=True)
-    for mixture, of_mean, kind, factor in steps:
-        images = _mixed(images, mixture, of_mean)
-        replace_(images, (kind == HUE) & (factor != 0), adjust_hue, factor)
-    return images
-
-
 def grey(images: Tensor) -> Tensor:
-    """The images without their colour: float [B, C, H, W], torchvision's `rgb_to_grayscale` to 1e-6."""
+    """torchvision's `rgb_to_grayscale` to 1e-6, with as many channels as before."""
     check_images(images, torch.float32)
     if images.shape[1] == 1:
         return images.clone()
@@ -110,7 +96,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor) -> Tensor:
-    """Invert what is at or above 128 / 255: float [B, C, H, W], as Pillow's default on bytes."""
+    """Invert values at or above 128 / 255, Pillow's default on bytes."""
     check_images(images, torch.float32)
     bright = (images >= 128 / 255).float()
     return bright.sub_(images).abs_()  # faster than torch.where, and the same

@@ -1,13 +1,13 @@
 """Crops, resizing and blur of float images [B, C, H, W] as products with small matrices, each image with its own.
 
-An output line is a weighted sum of input lines: crop, mirror and antialiased bilinear interpolation are one matrix a
-side, a Gaussian blur is another. On a CPU this is faster than gathering four neighbours, and nothing is left out.
+An output line is a weighted sum of input lines: crop, mirror and antialiased bilinear interpolation are one matrix per
+side, a Gaussian blur is another. On a CPU this is faster than gathering four neighbours, and exact.
 """
 
 import torch
 from torch import Tensor
 
-from spatial_ensemble.data.augment.common import check_images, per_image
+from spatial_ensemble.data.augment.common import check_images, per_image, reflected
 
 BOX_TRIES = 10
 BOX_DRAWS = 2 * BOX_TRIES + 2
@@ -16,7 +16,7 @@ BOX_DRAWS = 2 * BOX_TRIES + 2
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int, flip: Tensor | None = None
 ) -> Tensor:
-    """Cut a box out of every image, resize it to `size` x `size`, bilinear with antialiasing, and mirror where `flip`.
+    """Crop a box from every image, resize it to `size` x `size`, bilinear with antialiasing, and mirror where `flip`.
 
     Args:
         images: float [B, C, H, W].
@@ -28,7 +28,7 @@ def resized_crop(
         float [B, C, size, size], `torchvision.transforms.v2.functional.resized_crop` to 1e-5.
 
     Raises:
-        ValueError: where `size` is not positive.
+        ValueError: `size` is not positive.
     """
     check_images(images, torch.float32)
     if size < 1:
@@ -39,18 +39,18 @@ def resized_crop(
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Blur with a Gaussian of standard deviation `sigma`, cut off at `reach` pixels; reflected at the border.
+    """Gaussian blur, truncated at `reach` pixels, with reflection at the border.
 
     Args:
         images: float [B, C, H, W].
-        sigma: float [B], pixels, positive.
+        sigma: float [B], standard deviation, pixels, positive.
         reach: pixels, 0 ... min(H, W) - 1.
 
     Returns:
         float [B, C, H, W], `torchvision.transforms.v2.functional.gaussian_blur` with a kernel of 2 reach + 1 to 1e-5.
 
     Raises:
-        ValueError: where the reach is negative or as large as the images.
+        ValueError: the reach is negative or as large as the images.
     """
     check_images(images, torch.float32)
     height, width = images.shape[2:]
@@ -66,13 +66,13 @@ def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
 def random_boxes(uniforms: Tensor, size: int, scale: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Boxes of random area and shape, as `torchvision.transforms.RandomResizedCrop` draws them on square images.
 
-    Ten times an area in `scale` and an aspect ratio from 3/4 to 4/3 (uniform in its logarithm); the first box that fits
-    is taken, and the whole image where none does.
+    Of ten tries with an area in `scale` and an aspect ratio from 3/4 to 4/3 (log-uniform) the first box that fits is
+    taken; if none fits, the whole image.
 
     Args:
         uniforms: float64 [B, BOX_DRAWS] in [0, 1).
         size: side of the images, pixels.
-        scale: smallest and largest part of the image's area.
+        scale: smallest and largest fraction of the image's area.
 
     Returns:
         top, left, height, width: int64 [B], pixels.
@@ -104,9 +104,7 @@ def _line_weights(start: Tensor, length: Tensor, inputs: int, outputs: int, flip
 def _reflections(size: int, distance: Tensor) -> Tensor:
     """1 where line i, moved by distance k and reflected at the ends, is line j: float [K, size, size]."""
     lines = torch.arange(size, device=distance.device)
-    place = (lines + distance.view(-1, 1)).abs()
-    place = torch.minimum(place, 2 * (size - 1) - place)
-    return (place.unsqueeze(2) == lines).float()
+    return (reflected(lines + distance.view(-1, 1), size).unsqueeze(2) == lines).float()
 
 
 def _weighted(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The views of BYOL, MoCo v2 and DINO, of whole batches on the device, each image with its own draws.
+"""The views of BYOL, MoCo v2 and DINO on whole batches, on the device, each image with its own draws.
 
 Resizing is bilinear with antialiasing throughout (BYOL's and DINO's own code interpolates bicubically); colours are not
-rounded to bytes between the operations, as Pillow's are; a blur is a Gaussian cut off at three standard deviations.
+rounded to bytes between the operations as Pillow's are; a blur is a Gaussian truncated at three standard deviations.
 """
 
 from dataclasses import dataclass, replace
@@ -16,14 +16,13 @@ from spatial_ensemble.data.augment.common import check_images, replace_
 DRAWS = resample.BOX_DRAWS + 14
 SIGMAS = (0.1, 2.0)
 REACH = 6
-# Pixels in floating point that stay in a processor's cache from one operation to the next.
-CACHED = 2**19
+CACHED = 2**19  # floating-point pixels that stay in a CPU's cache from one operation to the next
 SMALL = 32
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How strongly a view distorts; probabilities, and greatest changes of the colours."""
+    """Strength of a view: range of the crop's area, largest changes of the colours, probabilities of the rest."""
 
     scale: tuple[float, float] = (0.08, 1.0)
     colors: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -47,9 +46,9 @@ RECIPES = {
 
 
 def recipe(name: str, size: int) -> Recipe:
-    """The recipe of that view for images of that size.
+    """The recipe of a view for images of `size` pixels a side.
 
-    Up to 32 x 32 pixels nothing is blurred, as in solo-learn's BYOL and DINO on CIFAR and in MoCo's own CIFAR notebook,
+    Up to 32 x 32 pixels there is no blur, as in solo-learn's BYOL and DINO on CIFAR and in MoCo's own CIFAR notebook,
     and MoCo crops from 0.08 on, as in the latter.
     """
     known = RECIPES[name]
@@ -69,9 +68,9 @@ def distort(images: Tensor, uniforms: Tensor, recipe: Recipe, *, size: int, flip
     Args:
         images: uint8 [B, C, S, S].
         uniforms: float64 [B, DRAWS] in [0, 1), on the CPU.
-        recipe: how strongly.
+        recipe: strength of each operation.
         size: side of the result, pixels.
-        flip: whether a mirror image shows the same.
+        flip: whether a mirror image keeps its class.
 
     Returns:
         float32 [B, C, size, size] in [0, 1].
