@@ -139,7 +139,7 @@ def test_what_is_not_there_and_cannot_be_downloaded_is_one_clear_error(name, tmp
         with pytest.raises(UserError) as error:
             load(name, path and str(path))
         message = str(error.value)
-        assert message.startswith(f"{name} is not in {path or tmp_path}") and "no network" in message
+        assert message.startswith(f"{name} is missing from {path or tmp_path}") and "no network" in message
         assert "--data folder" in message and "\n" not in message
     assert not (tmp_path / "nowhere").exists()  # no empty folder is left behind
 
@@ -150,7 +150,9 @@ def test_a_download_that_arrives_damaged_is_one_clear_error(tmp_path, monkeypatc
 
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", damaged)
     monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **kwargs: url)
-    with pytest.raises(UserError, match=r"^svhn is not in .* could not be downloaded \(File not found or corrupted"):
+    with pytest.raises(
+        UserError, match=r"^svhn is missing from .* could not be downloaded \(File not found or corrupted"
+    ):
         load("svhn", str(tmp_path))
 
 

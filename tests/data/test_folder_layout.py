@@ -104,7 +104,7 @@ def test_stray_images_beside_the_class_folders_are_left_out_and_counted(tmp_path
     write(tmp_path / part, {"stray.png": picture(5), "stray.jpg": TEXT, "notes.txt": TEXT})
     data = load("folder", str(tmp_path))
     assert data.classes == ("a", "b") and len(data.train) == len(data.test) == 4
-    assert caplog.messages == [f"left out 2 image(s) beside the class folders of {tmp_path / part}"]
+    assert caplog.messages == [f"ignored 2 image(s) beside the class folders of {tmp_path / part}"]
 
 
 def test_the_order_is_that_of_the_names_however_the_files_were_written(tmp_path):

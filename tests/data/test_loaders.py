@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from spatial_ensemble.data.images import Images
-from spatial_ensemble.data.loaders import Batches, Order
+from spatial_ensemble.data.loaders import Batches
+from spatial_ensemble.data.sampling import Order
 from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What one training step sees."""
+"""The input of one training step."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One step's images: a tensor a view, float, [batch, channels, height, width], normalised.
+    """One step's images: a float tensor per view, [batch, channels, height, width], normalised.
 
-    `labelled` and `unlabelled` hold the views in the order in which the method names them; `labels` is int64 [batch].
-    A named tuple, because Lightning's and DDP's wrappers look for tensors inside their arguments.
+    `labelled` and `unlabelled` hold the views in the method's order; `labels` is int64 [batch]. A named tuple, because
+    the wrappers of Lightning and DDP look for tensors inside their arguments.
     """
 
     step: int

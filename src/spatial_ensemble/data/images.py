@@ -1,4 +1,4 @@
-"""What a data set is once it is read: images as uint8, labels, and how to normalise them."""
+"""A data set in memory: uint8 images, labels, and their normalisation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from spatial_ensemble.errors import UserError
 
 
 class Files(Protocol):
-    """Images that stay in their files, indexed like the uint8 tensor [N, C, H, W] that they would be in memory."""
+    """Images that stay in their files, indexed like the uint8 tensor [N, C, H, W] of their pixels."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -30,7 +30,7 @@ Pixels = Tensor | Files
 
 @dataclass(frozen=True)
 class Images:
-    """Square images, uint8 [N, C, S, S], in memory or in their files, and their classes, int64 [N] (-1: not known)."""
+    """Square images, uint8 [N, C, S, S], in memory or in their files, and their classes, int64 [N] (-1: unknown)."""
 
     images: Pixels
     labels: Tensor
@@ -39,10 +39,10 @@ class Images:
         return len(self.labels)
 
     def known(self) -> Tensor:
-        """Which images have a class, bool [N].
+        """Mask of the images with a known class, bool [N].
 
         Raises:
-            UserError: none has.
+            UserError: there are none.
         """
         known = self.labels >= 0
         if not known.any():
@@ -52,10 +52,10 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: its training and test images, the names of its classes, and what augmentation has to know of it.
+    """A data set: training and test images, names of the classes, and what augmentation needs.
 
-    `mean` and `std` are those of each channel over the training images, in units of the full range (1.0 is white).
-    `flip` says whether a mirrored image keeps its class. `skipped` counts the broken images that were left out.
+    `mean` and `std` are per channel over the training images, in units of the full range (1.0 is white). `flip`: a
+    mirror image keeps its class. `skipped` counts broken images.
     """
 
     name: str
@@ -77,9 +77,9 @@ class ImageData:
 
     @cached_property
     def digest(self) -> str:
-        """What tells these images and labels from any others: 32 hexadecimal digits.
+        """Digest of images and labels: 32 hexadecimal digits.
 
-        Of images that stay in their files, class folder and file name stand for the pixels, which take long to read.
+        For images that stay in their files it covers class folder and file name: reading the pixels takes too long.
         """
         digest = hashlib.blake2b(digest_size=16)
         for labels, images in ((part.labels, part.images) for part in (self.train, self.test)):
@@ -96,7 +96,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         mean, std: [C, 1, 1] float32 in units of the full range, on the device of the images.
 
     Returns:
-        float32 [B, C, H, W], channels last in memory: convolutions are fastest so.
+        float32 [B, C, H, W], channels last in memory, which convolutions are fastest with.
 
     Example:
         >>> white, half = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), torch.full((1, 1, 1), 0.5)
@@ -115,13 +115,13 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         images: uint8 [N, C, H, W], N > 0.
 
     Returns:
-        mean and std, C numbers each; the deviation of a channel that never varies is given as 1, so that dividing by
-        it leaves that channel at zero.
+        mean and std, C numbers each; the deviation of a constant channel is given as 1, so that dividing by it leaves
+        that channel at zero.
     """
     means, stds = [], []
     values = torch.arange(256)
     for channel in range(images.shape[1]):
-        # In pieces, so that the copy that bincount needs stays small.
+        # In pieces, to keep bincount's copy small.
         pieces = (torch.bincount(piece[:, channel].flatten(), minlength=256) for piece in images.split(4096))
         counts = torch.stack(list(pieces)).sum(0)
         number, total, squares = (int((counts * values**power).sum()) for power in (0, 1, 2))
@@ -131,5 +131,5 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def channel_tensor(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
-    """One number a channel, shaped [C, 1, 1] to act on images."""
+    """One number per channel, shaped [C, 1, 1] to broadcast over images."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

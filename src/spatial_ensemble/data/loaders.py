@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.images import Images, channel_tensor, normalise
+from spatial_ensemble.data.sampling import Order, Picks
 from spatial_ensemble.data.sources.decode import cores
 from spatial_ensemble.data.sources.streaming import FileImages, Stream
 from spatial_ensemble.data.views import View
@@ -16,80 +16,27 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.seeding import generator
 
 
-class Order:
-    """The endless order in which images are shown: one permutation after another, each image once an epoch.
-
-    Args:
-        indices: int64 [N], the images that take part.
-        seed, what: the permutation of an epoch is drawn by (seed, what, epoch).
-    """
-
-    def __init__(self, indices: Tensor, seed: int, what: str) -> None:
-        self.indices, self.seed, self.what = indices, seed, what
-        self._latest = (-1, indices)
-
-    def batch(self, step: int, size: int) -> Tensor:
-        """The images of one step, int64 [size]."""
-        if not size:
-            return self.indices[:0]
-        number, start, stop = len(self.indices), step * size, (step + 1) * size
-        first, last = start // number, (stop - 1) // number
-        shown = torch.cat([self._epoch(epoch) for epoch in range(first, last + 1)])
-        return shown[start - first * number : stop - first * number]
-
-    def _epoch(self, epoch: int) -> Tensor:
-        if self._latest[0] != epoch:
-            order = torch.randperm(len(self.indices), generator=generator(self.seed, self.what, epoch))
-            self._latest = (epoch, self.indices[order])
-        return self._latest[1]
-
-
-@dataclass(frozen=True)
-class Picks:
-    """Which images a rank sees at a step: its rows of the global batch."""
-
-    labelled: Order
-    unlabelled: Order
-    sizes: tuple[int, int]
-    rank: int
-    world_size: int
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """The labelled and the unlabelled ones, int64 [sizes / world_size]."""
-        labelled, unlabelled = (
-            self.own(order.batch(step, size))
-            for order, size in zip((self.labelled, self.unlabelled), self.sizes, strict=True)
-        )
-        return labelled, unlabelled
-
-    def own(self, whole: Tensor) -> Tensor:
-        """This rank's rows."""
-        each = len(whole) // self.world_size
-        return whole[self.rank * each : (self.rank + 1) * each]
-
-
 class Batches:
     """The batch of any step, a pure function of (seed, step).
 
-    Images in memory are put on the device once. Those that stay in their files are decoded ahead by worker processes,
-    as long as the steps are asked for in order; any other step is right too, but has to be waited for.
+    Images in memory are moved to the device once. Those that stay in their files are decoded ahead by worker processes
+    while steps are requested in order; any other step gives the same batch, but has to wait for it.
 
-    Labelled and unlabelled images are each shown in permutations, one an epoch; the labelled ones are among the
-    unlabelled too. Neither the steps asked for before nor the number of ranks changes a batch: each rank takes its
-    slice of it.
+    Labelled and unlabelled images are each shown in permutations, one per epoch; the labelled ones are among the
+    unlabelled too. A batch depends neither on the steps before it nor on the number of ranks: each takes its slice.
 
     Args:
         data: the training images.
-        labelled: int64, the indices of those whose labels may be used.
-        labelled_views: what is made of each labelled image; none: no labelled images in the batch.
-        unlabelled_views: what is made of each image, whatever its label; none: no unlabelled images in the batch.
-        batch_size: labelled images of a step, over all ranks.
-        unlabelled_batch_size: unlabelled images of a step, over all ranks.
-        mean, std: of each channel, in units of the full range.
+        labelled: int64, indices of the images whose labels may be used.
+        labelled_views: views of each labelled image; empty: no labelled images in the batch.
+        unlabelled_views: views of each image, whatever its label; empty: no unlabelled images in the batch.
+        batch_size: labelled images per step, over all ranks.
+        unlabelled_batch_size: unlabelled images per step, over all ranks.
+        mean, std: per channel, in units of the full range.
         seed: of the order and of the augmentation.
-        device: where the images lie, are augmented and are returned.
-        rank, world_size: this process, and how many share the batch.
-        workers: processes that decode images from their files; None: the cores, shared by the ranks.
+        device: where images are stored, augmented and returned.
+        rank, world_size: this process, and the number that share the batch.
+        workers: processes that decode images from their files; None: the cores, divided among the ranks.
 
     Raises:
         UserError: no image to show, or a batch size that is not a positive multiple of `world_size`.
@@ -138,7 +85,7 @@ class Batches:
         )
         self._images: Tensor | Stream
         if isinstance(data.images, FileImages):
-            on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # as torchrun says
+            on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # set by torchrun
             each = max(1, cores() // on_this_machine) if workers is None else workers
             self._images = Stream(data.images, self._picks, each, pin=self.device.type == "cuda")
         else:
@@ -163,11 +110,11 @@ class Batches:
         """The views of this rank's images, normalised."""
         shown = []
         for number, view in enumerate(views):
-            # Drawn for the images of all ranks, so that an image is augmented alike however many ranks there are.
+            # Drawn for the images of all ranks, so that an image is augmented alike on any number of ranks.
             draws = view.draw(len(images) * self.world_size, generator(self.seed, what, number, step))
             shown.append(normalise(view.apply(images, self._picks.own(draws)), self.mean, self.std))
         return tuple(shown)
 
     def _to_device(self, index: Tensor) -> Tensor:
-        # From pinned memory the copy does not make the host wait for the device.
+        # From pinned memory the copy is asynchronous.
         return index.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else index

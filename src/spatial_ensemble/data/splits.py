@@ -1,4 +1,4 @@
-"""Which images a run may see the labels of, and which are held out."""
+"""Label splits: the images whose labels a run may use, and those that are held out."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from spatial_ensemble.seeding import generator
 def balanced_indices(labels: Tensor, count: int | None, classes: Sequence[str], seed: int) -> Tensor:
     """The images whose labels may be used: the same number of every class, drawn by seed.
 
-    The draws of one seed are nested: those of a smaller count are among those of a larger one.
+    The draws of one seed are nested: a larger count contains a smaller one.
 
     Args:
-        labels: int64 [N], -1 where the class is not known.
-        count: how many in all, a multiple of the number of classes; None takes every labelled image.
+        labels: int64 [N], -1 where the class is unknown.
+        count: images in all, a multiple of the number of classes; None takes every labelled image.
         classes: the names of the classes; class i has label i.
         seed: of the draw.
 

@@ -1,4 +1,4 @@
-"""Views by name: random functions of a batch of images that live on the device."""
+"""Views by name: random functions of a batch of images on the device."""
 
 import pkgutil
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from spatial_ensemble.errors import UserError
 
 @dataclass(frozen=True)
 class View:
-    """A random function of images, as a plain function of the images and of `draws` uniform numbers an image.
+    """A random function of images, as a pure function of the images and of `draws` uniform numbers per image.
 
-    `view(images, generator)` draws and applies. A rank that holds a slice of a batch draws for all of it and applies
-    its own rows: `view.apply(images[part], view.draw(count, generator)[part])`.
+    `view(images, generator)` draws and applies. A rank that holds a slice of a batch draws for the whole batch and
+    applies its own rows: `view.apply(images[part], view.draw(count, generator)[part])`.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ class View:
         return torch.rand(count, self.draws, generator=generator, dtype=torch.float64)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment uint8 images [B, C, H, W], each with draws of its own: uint8 [B, C, h, w], or float in [0, 1]."""
+        """Augment uint8 images [B, C, H, W], each with its own draws: uint8 [B, C, h, w], or float in [0, 1]."""
         return self.apply(images, self.draw(len(images), generator))
 
 
@@ -37,19 +37,19 @@ def view(name: str, *, size: int, flip: bool) -> View:
     """The view of that name.
 
     Args:
-        name: "plain" (as it is), "weak" or "strong" (FixMatch's), "crop" (random resized crop and mirror, for linear
+        name: "plain" (unchanged), "weak" or "strong" (FixMatch's), "crop" (random resized crop and mirror, for linear
             evaluation), "byol_1", "byol_2", "moco" (v2), "dino_global_1", "dino_global_2" or "dino_local" (half the
-            side); or the dotted path of your own function (*, size, flip) that returns a View.
+            side); or the dotted path of a function (*, size, flip) that returns a View.
         size: side of the images, pixels.
-        flip: whether a mirror image keeps its class (not so for digits).
+        flip: whether a mirror image keeps its class (not for digits).
 
     Returns:
         A function of uint8 images [B, C, size, size] and a CPU generator. The first three return uint8 [B, C, size,
         size], the others float32 in [0, 1].
 
     Raises:
-        UserError: for an unknown name.
-        ValueError: when called with images of another size or type.
+        UserError: unknown name.
+        ValueError: from the view, for images of another size or type.
 
     Example:
         >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -65,7 +65,7 @@ def view(name: str, *, size: int, flip: bool) -> View:
         recipe, side = selfsupervised.recipe(known, size), selfsupervised.output_size(known, size)
         views[known] = (partial(selfsupervised.distort, recipe=recipe, size=side, flip=flip), selfsupervised.DRAWS)
     if name not in views:
-        unknown = f"unknown view {name!r}: choose one of {', '.join(views)}, or the dotted path of yours"
+        unknown = f"unknown view {name!r}: choose one of {', '.join(views)}, or the dotted path of your own"
         if "." not in name:
             raise UserError(unknown)
         try:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from spatial_ensemble.seeding import derive_seed
 
 TEST_PART = 0.2
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes
-SAMPLE = 2048  # images that stand for all where these stay in their files
+SAMPLE = 2048  # images that statistics are taken of if they stay in their files
 UNLABELLED = ("unlabelled", "unlabeled")
 LAYOUT = (
     "images are expected in train/<class>/ and test/<class>/, or in <class>/ (and those of no known class in "
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a data set, sorted by class and name; `labels[i]` is the place of file i's class, or -1."""
+    """The image files of a data set, sorted by class and name; `labels[i]` is the class of file i, -1 if unknown."""
 
     root: Path
     classes: tuple[str, ...]
@@ -43,38 +43,42 @@ class Listing:
 def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: int) -> ImageData:
     """Read a folder of images; see `load`.
 
-    The layout is path/train/<class>/ and path/test/<class>/ (or path/val/<class>/ where there is no test/). Without
-    those two, a fifth of each class, at least one image, is held out as the test set: drawn by seed and file name, so
-    that images added or removed move at most as many others. Training images of no known class lie in unlabelled/ (or
-    unlabeled/), at any depth, beside train/ or beside the classes; there may be no others, and then there is nothing to
-    test on. Files are taken in the order of their names; hidden ones and those of other endings are left alone.
+    The layout is path/train/<class>/ and path/test/<class>/ (or path/val/<class>/ if there is no test/). Without those
+    two a fifth of each class, at least one image, is held out as the test set: drawn by seed and file name, so that
+    adding or removing images moves at most as many others. Training images of unknown class are in unlabelled/ (or
+    unlabeled/), at any depth, beside train/ or beside the classes; if there are no others, the test set is empty. Files
+    are in the order of their names; hidden ones and those with other suffixes are ignored.
 
-    Images of more than 2 GiB decoded stay in their files, and are decoded when they are needed. Of them 2,048 training
-    images, evenly spaced, tell whether all are grey, and the mean and deviation. A broken one is an error when it is
-    met; with `skip_broken` all are decoded once, now, to find them.
+    Images of more than 2 GiB decoded stay in their files and are decoded when needed. Of them 2,048 training images,
+    evenly spaced, decide whether all are grey, and the mean and deviation. A broken one is an error when it is read;
+    with `skip_broken` all are decoded once, now, to find them.
     """
     train_root, test_root = _layout(path)
     listing = list_images(train_root, unlabelled=[root / name for root in {path, train_root} for name in UNLABELLED])
     if len(listing.classes) == 1:
         raise UserError(f"only one class, {listing.classes[0]!r}, in {train_root}: at least two are needed")
-    files, places = listing.files, listing.labels
+    files, labels = listing.files, listing.labels
     if test_root is not None:
         held_out = list_images(test_root)
         if unknown := sorted(set(held_out.classes) - set(listing.classes)):
             raise UserError(f"class {unknown[0]!r} of {test_root} is not in {train_root}")
-        place = [listing.classes.index(name) for name in held_out.classes]
-        files, places = files + held_out.files, places + [place[label] for label in held_out.labels]
+        files = files + held_out.files
+        labels = labels + [listing.classes.index(held_out.classes[label]) for label in held_out.labels]
 
     size = image_size or _own_size(files)
-    in_memory = 3 * len(files) * size**2 <= LARGEST_IN_MEMORY
-    if in_memory:
+    needed = 3 * len(files) * size**2
+    if in_memory := needed <= LARGEST_IN_MEMORY:
         images, kept = decode_files(files, image_size, skip_broken)
     else:
-        gigabytes = 3 * len(files) * size**2 / 2**30
-        log.warning("%d images take %.1f GiB decoded: they are read from their files as needed", len(files), gigabytes)
-        kept = _whole(files, image_size) if skip_broken else torch.arange(len(files))
-    labels = torch.tensor(places)[kept]
-    parts = _parts(labels, kept, listing, test_root, seed)
+        log.warning(
+            "%d images take %.1f GiB decoded: they are read from their files as needed", len(files), needed / 2**30
+        )
+        kept = torch.arange(len(files))
+        if skip_broken:
+            log.warning("decoding all of them once to find broken ones")
+            kept = torch.tensor([number for number, _ in _readable(files, image_size, skip_broken)])
+    known = torch.tensor(labels)[kept]
+    parts = _parts(known, kept, listing, test_root, seed)
     pixels: Sequence[Pixels]
     if in_memory:
         pixels = [images[part] for part in parts]
@@ -86,12 +90,12 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
         sample, _ = decode_files(spaced, image_size, skip_broken=False)
         pixels = [FileImages(some, sample.shape[1], size, resize=image_size is not None) for some in names]
         mean, std = statistics(sample)
-    train, test = (Images(some, labels[part]) for some, part in zip(pixels, parts, strict=True))
+    train, test = (Images(some, known[part]) for some, part in zip(pixels, parts, strict=True))
     return ImageData("folder", train, test, listing.classes, mean, std, flip=True, skipped=len(files) - len(kept))
 
 
 def _layout(path: Path) -> tuple[Path, Path | None]:
-    """The folder that holds the training classes, and that of the test classes, if any."""
+    """The folder of the training classes, and that of the test classes, if any."""
     if not path.exists():
         raise UserError(f"no such path: {path}")
     if not path.is_dir():
@@ -105,15 +109,17 @@ def _layout(path: Path) -> tuple[Path, Path | None]:
 
 
 def _is_class(folder: Path) -> bool:
-    """Whether a train/ or test/ is a class of that name: it holds images and no folders."""
+    """Whether a train/ or test/ is itself a class: it holds images and no folders."""
     return bool(_entries(folder, folders=False)) and not _entries(folder, folders=True)
 
 
 def list_images(root: Path, unlabelled: Sequence[Path] = ()) -> Listing:
-    """The images in root/<class>/, and after them those in the folders `unlabelled`, which are no classes.
+    """The images in root/<class>/, followed by those in the folders `unlabelled`, which are no classes.
+
+    torchvision's `make_dataset` does not fit: it takes hidden files, and those in folders below a class.
 
     Raises:
-        UserError: no class folders and no unlabelled image, or a class without an image.
+        UserError: neither class folders nor unlabelled images, or a class without images.
     """
     classes = [folder for folder in _entries(root, folders=True) if Path(folder) not in unlabelled]
     unknown = sorted(file for folder in unlabelled for file in files_below(folder))
@@ -129,23 +135,23 @@ def list_images(root: Path, unlabelled: Sequence[Path] = ()) -> Listing:
         files += found
         labels += [label] * len(found)
     if stray := _entries(root, folders=False):
-        log.warning("left out %d image(s) beside the class folders of %s", len(stray), root)
+        log.warning("ignored %d image(s) beside the class folders of %s", len(stray), root)
     files, labels = files + unknown, labels + [-1] * len(unknown)
     return Listing(root, tuple(Path(folder).name for folder in classes), files, labels)
 
 
 def files_below(folder: Path) -> list[str]:
-    """The image files in a folder and in all folders below it, sorted; hidden ones are left out."""
+    """The image files in a folder and all folders below it, sorted, without hidden ones."""
     found: list[str] = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-        found += [str(path) for name in images if (path := Path(root, name)).is_file()]  # no link to nowhere
+        found += [str(path) for name in images if (path := Path(root, name)).is_file()]  # no dangling links
     return sorted(found)
 
 
 def _entries(folder: str | Path, *, folders: bool) -> list[str]:
-    """The paths of the folders, or of the image files, in a folder, sorted by name; hidden ones are left out."""
+    """The paths of the folders, or of the image files, in a folder, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.path
@@ -160,66 +166,52 @@ def decode_files(files: Sequence[str], image_size: int | None, skip_broken: bool
     """All images in one tensor.
 
     Returns:
-        uint8 [N, C, H, H] with C = 1 where every file is grey and 3 otherwise, and int64 [N], which files they are.
+        uint8 [N, C, H, H] with C = 1 if every file is grey and 3 otherwise, and int64 [N], the indices of their files.
 
     Raises:
-        UserError: a broken image (unless `skip_broken`: then only if all are), or images of unequal size, not square or
-            larger than 96 pixels and no `image_size`.
+        UserError: a broken image (with `skip_broken`, only if all are), or, without `image_size`, images of unequal
+            size, not square or larger than 96 pixels.
     """
-    images: NDArray[np.uint8] | None = None
+    images = np.empty((0, 3, 0, 0), np.uint8)
     kept: list[int] = []
-    broken: list[str] = []
     grey = True
-    for number, pixels in enumerate(decode_many(files, image_size, _threads(image_size))):
-        if isinstance(pixels, BrokenImageError):
-            broken.append(broken_message(files[number], pixels))
-            if not skip_broken:
-                raise UserError(broken[0])
-            continue
+    for number, pixels in _readable(files, image_size, skip_broken):
         height, width, channels = pixels.shape
-        if images is None:
+        if not kept:
             images = np.empty((len(files), 3, height, height), np.uint8)
-        if height != images.shape[2]:
+        if height != (first := images.shape[2]):
             raise UserError(
-                f"{files[number]} has {width}x{height} pixels, but {files[kept[0]]} has {images.shape[2]}x"
-                f"{images.shape[2]}: images of unequal size need --image-size, the side in pixels to bring them to"
+                f"{files[number]} has {width}x{height} pixels, but {files[kept[0]]} has {first}x{first}: images of "
+                "unequal size need --image-size, the side in pixels to bring them to"
             )
         images[len(kept)] = pixels.transpose(2, 0, 1)
         kept.append(number)
         grey &= channels == 1
-    if images is None:
-        raise UserError(f"not one of {len(files)} images can be read; the first: {broken[0]}")
-    _report(broken, len(files))
     images = images[: len(kept), :1].copy() if grey else images[: len(kept)]
     return torch.from_numpy(images), torch.tensor(kept)
 
 
-def _whole(files: Sequence[str], image_size: int | None) -> Tensor:
-    """Which files are not broken; each is decoded to know."""
-    log.warning("looking for broken ones among them: this takes as long as reading them all once")
-    kept: list[int] = []
+def _readable(
+    files: Sequence[str], image_size: int | None, skip_broken: bool
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Index and pixels of each file; broken ones are an error, or with `skip_broken` counted and logged."""
     broken: list[str] = []
-    for number, pixels in enumerate(decode_many(files, image_size, _threads(image_size))):
-        if isinstance(pixels, BrokenImageError):
-            broken.append(broken_message(files[number], pixels))
-        else:
-            kept.append(number)
-    _report(broken, len(files))
-    return torch.tensor(kept, dtype=torch.int64)
-
-
-def _report(broken: Sequence[str], number: int) -> None:
+    # Images that need no image_size are so small that most of the time is Python's own, which threads cannot share.
+    for number, pixels in enumerate(decode_many(files, image_size, 1 if image_size is None else cores())):
+        if not isinstance(pixels, BrokenImageError):
+            yield number, pixels
+            continue
+        broken.append(broken_message(files[number], pixels))
+        if not skip_broken:
+            raise UserError(broken[0])
+    if len(broken) == len(files):
+        raise UserError(f"none of {len(files)} images can be read; the first: {broken[0]}")
     if broken:
-        log.warning("skipped %d of %d images; the first: %s", len(broken), number, broken[0].split(": remove")[0])
-
-
-def _threads(image_size: int | None) -> int:
-    # Images small enough to need no image_size take mostly Python's own time, which threads cannot share.
-    return 1 if image_size is None else cores()
+        log.warning("skipped %d of %d images; the first: %s", len(broken), len(files), broken[0].split(": remove")[0])
 
 
 def _own_size(files: Sequence[str]) -> int:
-    """The side of the first image that can be read."""
+    """The side of the first readable image."""
     sizes = (pixels.shape[0] for pixels in decode_many(files, None) if not isinstance(pixels, BrokenImageError))
     return next(sizes, 1)
 
@@ -228,8 +220,8 @@ def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | Non
     """The indices of the training and of the test images.
 
     Args:
-        labels: int64 [N], of the images that are not broken; -1 where the class is not known.
-        kept: int64 [N], which files they are: first those of `listing`, then those of the test folder.
+        labels: int64 [N], of the readable images; -1 if unknown.
+        kept: int64 [N], indices of their files: first those of `listing`, then those of the test folder.
     """
     in_train = kept < len(listing.files)
     parts = torch.nonzero(in_train).flatten(), torch.nonzero(~in_train).flatten()

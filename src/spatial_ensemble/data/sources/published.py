@@ -21,8 +21,7 @@ LARGEST_RESIZED = 8 * 2**30  # bytes
 
 
 def load_digits(image_size: int | None) -> ImageData:
-    """1,797 scans of ten digits. 50 of each are the test set, by a draw that the run's seed does not change: seeds vary
-    the training, not the exam."""
+    """1,797 scans of ten digits, of each of which 50 are the test set, whatever the seed of the run."""
     from sklearn import datasets
 
     bunch = datasets.load_digits()
@@ -45,8 +44,8 @@ def load_digits(image_size: int | None) -> ImageData:
 
 @dataclass(frozen=True)
 class Published:
-    """A data set of torchvision: its class there, how its parts are asked for, what has to lie in the path, and its
-    published mean and deviation (of train and unlabelled images together for STL-10)."""
+    """A data set of torchvision: its class, the arguments for its parts, the files it needs, and its published mean and
+    deviation (for STL-10 of training and unlabelled images together)."""
 
     reader: str
     train: dict[str, Any]
@@ -88,28 +87,28 @@ def load_torchvision(name: str, root: Path, image_size: int | None) -> ImageData
         reader = getattr(datasets, known.reader)
         try:
             return reader(root, **part)
-        except RuntimeError:  # how torchvision says that it is not there, or damaged
+        except RuntimeError:  # torchvision's error for missing or damaged files
             log.warning("downloading %s to %s", name, root)
         try:
             return reader(root, **part, download=True)
         except (OSError, RuntimeError, HTTPException) as error:
             if not existed:
-                with suppress(OSError):  # it stays if anything is in it
+                with suppress(OSError):  # unless there is anything in it
                     root.rmdir()
             raise UserError(
-                f"{name} is not in {root}, or damaged, and could not be downloaded ({error}): put {known.holds} there, "
-                "or images in class folders anywhere and use --data folder"
+                f"{name} is missing from {root}, or damaged, and could not be downloaded ({error}): put "
+                f"{known.holds} there, or use --data folder with images in class folders"
             ) from error
 
     train, test = read(known.train), read(known.test)
-    classes = tuple(getattr(train, "classes", None) or map(str, range(10)))  # SVHN names no classes: digits
+    classes = tuple(getattr(train, "classes", None) or map(str, range(10)))  # SVHN has no names: digits
     return ImageData(
         name, _images(train, image_size), _images(test, image_size), classes, known.mean, known.std, known.flip
     )
 
 
 def _images(part: Any, image_size: int | None) -> Images:
-    """The images of a part of a torchvision data set, which holds them as [N, H, W, 3] or [N, 3, H, W]."""
+    """The images of a torchvision data set, stored as [N, H, W, 3] or [N, 3, H, W]."""
     pixels = torch.from_numpy(part.data)
     if pixels.shape[-1] == 3:
         pixels = pixels.permute(0, 3, 1, 2)
@@ -123,7 +122,7 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
     needed = len(images) * images.shape[1] * size**2
     if needed > LARGEST_RESIZED:
         raise UserError(
-            f"--image-size {size}: {len(images)} images take {needed / 2**30:.0f} GiB: choose a smaller one"
+            f"--image-size {size}: {len(images)} images take {needed / 2**30:.0f} GiB: choose a smaller size"
         )
     from torchvision.transforms.v2.functional import resize
 

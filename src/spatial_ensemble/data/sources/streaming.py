@@ -1,4 +1,4 @@
-"""Images that are too many for the memory: decoded from their files by worker processes as they are needed."""
+"""Images that do not fit in memory: decoded from their files by worker processes when needed."""
 
 import os
 import weakref
@@ -17,22 +17,22 @@ FOR_EVER = 2**62
 
 
 class FileImages:
-    """Images that stay in their files; indexed like the uint8 tensor [N, C, S, S] that they would be in memory.
+    """Images that stay in their files; indexed like the uint8 tensor [N, C, S, S] of their pixels.
 
-    A departure from the usual recipe for large photographs, which cuts its random crop out of the whole image: here
-    each image is first brought to a square (short side resized, centre cut out), and the views, random crops among
-    them, are made of these squares in batches on the device. So what lies outside of the centre square is never seen
-    and small crops are softer; a larger `image_size` makes up for the latter.
+    A departure from the usual recipe for large photographs, which takes its random crop from the whole image: here each
+    image is first brought to a square (short side resized, centre cropped), and the views, random crops among them, are
+    made of these squares in batches on the device. So nothing outside the centre square is seen, and small crops are
+    softer; a larger `image_size` makes up for the latter.
 
     Args:
         files: their paths.
         channels: 1 or 3; a grey image among coloured ones is given three equal channels.
         size: the side S.
-        resize: bring images of any size to S; otherwise one of another size is an error.
+        resize: bring images of any size to S; otherwise another size is an error.
     """
 
     def __init__(self, files: Sequence[str], channels: int, size: int, *, resize: bool) -> None:
-        # One array of bytes, which worker processes share: Python would write into strings to count references to them.
+        # One array of bytes, which worker processes share; reference counts of strings would copy their pages.
         self.files = np.array([os.fsencode(file) for file in files])
         self.shape = torch.Size([len(self.files), channels, size, size])
         self.resize = resize
@@ -41,11 +41,11 @@ class FileImages:
         return len(self.files)
 
     def names(self) -> bytes:
-        """The class folder and name of each file, which stay where the whole data set is moved."""
+        """The class folder and name of each file: unchanged when the whole data set is moved."""
         return b"\0".join(b"/".join(file.rsplit(os.fsencode(os.sep), 2)[-2:]) for file in self.files)
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        """Decode some: uint8 [n, C, S, S]. UserError: one is broken, of another size, or coloured among grey ones."""
+        """Decode images: uint8 [n, C, S, S]. UserError: one is broken, of another size, or coloured among grey ones."""
         files = [os.fsdecode(file) for file in self.files[index if isinstance(index, slice) else index.numpy()]]
         images = torch.empty(len(files), *self.shape[1:], dtype=torch.uint8)
         threads = 1 if get_worker_info() else cores()
@@ -64,24 +64,24 @@ class FileImages:
 
 
 class Stream:
-    """The images of any step, decoded ahead by worker processes while the steps are asked for in order.
+    """The images of any step, decoded ahead by worker processes while steps are requested in order.
 
     Args:
         images: all of them.
         picks: a step's labelled and unlabelled images, int64 indices each; a pure function.
-        workers: how many processes.
-        pin: put what is read into pinned memory.
+        workers: number of processes.
+        pin: copy images to pinned memory.
     """
 
     def __init__(self, images: FileImages, picks: Picks, workers: int, *, pin: bool) -> None:
         self.steps, self.workers, self.pin = _Steps(images, picks), workers, pin
         self._next = -1
         self._reader: list[Iterator[tuple[Tensor, Tensor] | UserError]] = []
-        # Workers end at once where their reader is let go of; one that dies in a cycle waits 5 seconds for each.
+        # Workers end at once when their reader is released; one that is collected in a cycle waits 5 seconds for each.
         weakref.finalize(self, self._reader.clear)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step's labelled and unlabelled images, uint8. Any other than the next step starts the workers anew."""
+        """The step's labelled and unlabelled images, uint8. Any but the next step restarts the workers."""
         if step != self._next:
             loader = DataLoader(
                 self.steps,
@@ -89,7 +89,7 @@ class Stream:
                 sampler=range(step, FOR_EVER),
                 num_workers=self.workers,
                 pin_memory=self.pin,
-                generator=torch.Generator(),  # or it would draw a number from the global one
+                generator=torch.Generator(),  # otherwise it draws from the global one
             )
             self._reader[:] = [iter(loader)]
         self._next = step + 1
@@ -107,5 +107,5 @@ class _Steps(Dataset[tuple[Tensor, Tensor] | UserError]):
         labelled, unlabelled = self.picks(step)
         try:
             return self.images[labelled], self.images[unlabelled]
-        except UserError as error:  # returned, because one that is raised reaches the user as a worker's traceback
+        except UserError as error:  # returned: one that is raised reaches the user as a worker's traceback
             return error
