@@ -1,4 +1,4 @@
-"""How good a network is: its accuracy, its neighbours', or that of a linear probe."""
+"""Accuracy of a classifier, of a backbone's nearest neighbours, or of a linear probe."""
 
 from spatial_ensemble.evaluation.accuracy import accuracy
 from spatial_ensemble.evaluation.knn import knn_accuracy, knn_predict

@@ -9,12 +9,12 @@ from spatial_ensemble.evaluation.predict import predict
 
 
 def accuracy(network: nn.Module, images: Images, mean: Sequence[float], std: Sequence[float]) -> float:
-    """The share of images whose largest output is their label, in per cent.
+    """Top-1 accuracy, in per cent.
 
     Args:
         network: images [B, C, H, W] to logits [B, classes].
         images: uint8 images and their labels.
-        mean, std: of each channel of the training images, in units of [0, 1].
+        mean, std: per channel of the training images, in units of the full range.
     """
     labels = predict(network, images.images, mean, std).argmax(dim=1)
     right = labels == images.labels.to(labels.device)

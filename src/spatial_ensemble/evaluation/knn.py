@@ -1,4 +1,8 @@
-"""Accuracy of a backbone's nearest neighbours: no training, hence a measure to follow while training."""
+"""kNN accuracy of a backbone: needs no training, so it can be tracked during training.
+
+lightly's `knn_predict` does not fit: its exp(cosine / temperature) overflows at small temperatures, and its one-hot
+votes take N k classes numbers.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.images import Images
-from spatial_ensemble.evaluation.predict import predict
+from spatial_ensemble.evaluation.predict import known_features
 
 
 @torch.no_grad()
@@ -20,14 +24,14 @@ def knn_predict(
     temperature: float = 0.1,
     at_once: int = 512,
 ) -> Tensor:
-    """The class that the k nearest neighbours vote for, each with the weight exp(cosine / temperature).
+    """Weighted vote of the k nearest neighbours, each with the weight exp(cosine / temperature).
 
     Args:
-        features: to classify, [N, D].
-        bank: of known class, [M, D].
+        features: [N, D], to classify.
+        bank: [M, D], of known class.
         bank_labels: int64 [M], 0 or more.
-        k: number of neighbours; all M where there are fewer.
-        temperature: above 0; a small one gives the nearest more to say.
+        k: number of neighbours; all M if there are fewer.
+        temperature: above 0; a smaller one gives the nearest more weight.
         at_once: features at a time, each with its M similarities in memory.
 
     Returns:
@@ -60,20 +64,17 @@ def knn_accuracy(
     k: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """The share of test images whose neighbours among the labelled training images vote for their class, in per cent.
+    """kNN accuracy on the test images, with the labelled training images as the bank, in per cent.
 
     Args:
         backbone: images [B, C, H, W] to features [B, D].
-        train, test: uint8 images and their labels; training images of label -1 (unknown) are left out.
-        mean, std: of each channel of the training images, in units of the full range.
+        train, test: uint8 images and their labels; training images of label -1 (unknown) are ignored.
+        mean, std: per channel of the training images, in units of the full range.
         k, temperature: as for `knn_predict`.
 
     Raises:
-        UserError: no training image has a known label.
+        UserError: no training image has a known class.
     """
-    known = train.known().nonzero().flatten()
-    bank = predict(backbone, train.images, mean, std, rows=known)
-    features = predict(backbone, test.images, mean, std)
-    labels, answers = (tensor.to(bank.device) for tensor in (train.labels[known], test.labels))
+    bank, labels, features, answers = known_features(backbone, train, test, mean, std)
     predictions = knn_predict(features, bank, labels, k=k, temperature=temperature)
     return 100 * (predictions == answers).float().mean().item()

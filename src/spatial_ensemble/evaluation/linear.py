@@ -1,4 +1,4 @@
-"""Accuracy of a linear classifier on a frozen backbone's features."""
+"""Linear probe: accuracy of a linear classifier on the features of a frozen backbone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_ensemble.data.images import Images
-from spatial_ensemble.evaluation.predict import predict
+from spatial_ensemble.evaluation.predict import known_features
 from spatial_ensemble.seeding import generator
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a probe is trained: SGD with momentum 0.9, no weight decay, the learning rate falling along a cosine to 0.
+    """Training of a probe: SGD with momentum 0.9, no weight decay, cosine decay of the learning rate to 0.
 
-    `lr` is that of 256 images a batch; `norm` puts a BatchNorm1d behind the linear layer.
+    `lr` is for a batch of 256; `norm` appends a BatchNorm1d to the linear layer.
     """
 
     lr: float
@@ -39,18 +39,18 @@ def linear_probe(
         features: float32 [N, D].
         labels: int64 [N], from 0 to classes - 1.
         classes: number of classes.
-        protocol: how.
+        protocol: hyper-parameters.
         seed: of the initial weights and of the order of the batches.
-        batch_size: features a step, all N where there are fewer; the learning rate goes with it.
+        batch_size: features per step, all N if there are fewer; the learning rate scales with it.
 
     Returns:
         A module from features [B, D] to logits [B, classes], in eval mode.
     """
     batch_size = min(batch_size, len(features))
     peak, steps = protocol.lr * batch_size / 256, len(features) // batch_size
-    # The same in whatever mode the caller evaluates; autocast would keep its first copy of the weights for all steps.
+    # The same in every mode of the caller; autocast would cache its first copy of the weights for all steps.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        # Without torch's own initial values, which would move its global generator.
+        # Without torch's own initialisation, which would move its global generator.
         linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
         nn.init.normal_(linear.weight, std=0.01, generator=generator(seed, "linear probe"))
         nn.init.zeros_(linear.bias)
@@ -80,26 +80,21 @@ def linear_accuracy(
 ) -> float:
     """Test accuracy, in per cent, of a linear classifier trained on the frozen features of the training images.
 
-    Features are computed once, of images as they are; the published ImageNet protocols crop and flip the training
+    Features are computed once, of unaugmented images; the published ImageNet protocols crop and flip the training
     images anew in every epoch.
 
     Args:
-        backbone: images [B, C, H, W] to features [B, D].
-        train, test: uint8 images and their labels; training images of label -1 (unknown) are left out.
-        mean, std: of each channel of the training images, in units of the full range.
-        protocol: "standard" (lr 0.1 for a batch of 256, 90 epochs), or "paper" (BatchNorm1d behind the linear layer,
+        backbone, train, test, mean, std: as for `knn_accuracy`.
+        protocol: "standard" (lr 0.1 for a batch of 256, 90 epochs), or "paper" (BatchNorm1d after the linear layer,
             lr 0.2 for a batch of 256, 80 epochs).
         seed: of the probe.
 
     Raises:
-        UserError: no training image has a known label.
+        UserError: no training image has a known class.
     """
-    known = train.known().nonzero().flatten()
-    features = predict(backbone, train.images, mean, std, rows=known)
-    labels, answers = (tensor.to(features.device) for tensor in (train.labels[known], test.labels))
+    bank, labels, features, answers = known_features(backbone, train, test, mean, std)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
-    probe = linear_probe(features, labels, classes, PROTOCOLS[protocol], seed=seed)
-    features = predict(backbone, test.images, mean, std)
+    probe = linear_probe(bank, labels, classes, PROTOCOLS[protocol], seed=seed)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         predictions: Tensor = probe(features).argmax(dim=1)
     return 100 * (predictions == answers).float().mean().item()

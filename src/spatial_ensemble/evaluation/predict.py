@@ -1,11 +1,11 @@
-"""A network's outputs for many images."""
+"""Outputs of a network for many images."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from spatial_ensemble.data.images import Pixels, channel_tensor, normalise
+from spatial_ensemble.data.images import Images, Pixels, channel_tensor, normalise
 
 
 @torch.no_grad()
@@ -18,13 +18,13 @@ def predict(
     rows: Tensor | None = None,
     batch_size: int = 500,
 ) -> Tensor:
-    """A network's outputs in eval mode; its mode is as before afterwards.
+    """Outputs of a network in eval mode; its mode is restored afterwards.
 
     Args:
-        network: images [B, C, H, W], in the type of its first floating-point parameter, to outputs [B, K].
+        network: images [B, C, H, W], in the dtype of its first floating-point parameter, to outputs [B, K].
         images: uint8 [N, C, H, W].
-        mean, std: of each channel of the training images, in units of the full range.
-        rows: which of the images, int64 [M]; None: all N.
+        mean, std: per channel of the training images, in units of the full range.
+        rows: int64 [M], the images to take; None: all N.
         batch_size: images at a time.
 
     Returns:
@@ -46,3 +46,18 @@ def predict(
     finally:
         for module, training in modes:
             module.training = training
+
+
+def known_features(
+    backbone: nn.Module, train: Images, test: Images, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features and labels of the training images with a known class, and of the test images, on one device.
+
+    Args: as for `knn_accuracy`.
+
+    Raises:
+        UserError: no training image has a known class.
+    """
+    rows = train.known().nonzero().flatten()
+    bank, features = predict(backbone, train.images, mean, std, rows=rows), predict(backbone, test.images, mean, std)
+    return bank, train.labels[rows].to(bank.device), features, test.labels.to(bank.device)

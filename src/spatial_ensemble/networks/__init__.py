@@ -1,4 +1,4 @@
-"""Backbones: images in, features out. Heads belong to the methods."""
+"""Backbones: images to features. Heads belong to the methods."""
 
 import pkgutil
 from collections.abc import Callable
@@ -27,12 +27,12 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> list[str]:
-    """The backbones that `build` knows by name."""
+    """Names of the backbones that `build` knows."""
     return list(_BUILDERS)
 
 
 def default_network(size: int) -> str:
-    """The name of a backbone that suits square images of `size` pixels a side.
+    """Name of the default backbone for square images of `size` pixels a side.
 
     Example:
         >>> default_network(8), default_network(32), default_network(224)
@@ -42,33 +42,30 @@ def default_network(size: int) -> str:
 
 
 def build(name: str, *, channels: int, size: int) -> nn.Module:
-    """A backbone with fresh weights, drawn from torch's global generator.
+    """A backbone with new weights, drawn from torch's global generator.
 
     Args:
-        name: one of `names()`, or the dotted path of a callable `(channels, size) -> nn.Module` of your own.
+        name: one of `names()`, or the dotted path of your own callable `(channels, size) -> nn.Module`.
         channels: channels of the images.
-        size: pixels a side of the images.
+        size: side of the images, pixels.
 
     Returns:
         A module from images [B, channels, H, W] to features [B, num_features], with the integer `num_features`.
 
     Raises:
-        UserError: for a name that is neither, and for a network of another signature or without `num_features`.
+        UserError: an unknown name, or a network with another signature or without `num_features`.
 
     Example:
         >>> import torch
         >>> build("small", channels=1, size=8)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 128])
     """
-    builder = _BUILDERS.get(name)
-    if builder is None:
-        try:
-            builder = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError, ValueError) as error:
-            known = ", ".join(names())
-            raise UserError(
-                f"network '{name}' is not known: use one of {known}, or the dotted path of yours ({error})"
-            ) from error
+    try:
+        builder = _BUILDERS.get(name) or pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"network '{name}' is not known: use one of {', '.join(names())}, or the dotted path of your own ({error})"
+        ) from error
     try:
         network = builder(channels=channels, size=size)
     except TypeError as error:

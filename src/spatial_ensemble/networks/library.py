@@ -1,4 +1,4 @@
-"""Backbones from torchvision and timm, which are imported when one is built."""
+"""Backbones from torchvision and timm, imported on demand."""
 
 import itertools
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def resnet(name: str, *, channels: int, size: int) -> nn.Module:
-    """torchvision's residual network of that name without its classifier."""
+    """torchvision's residual network without its classifier."""
     from torchvision import models
 
     network: nn.Module = models.get_model(name, weights=None)
@@ -28,7 +28,7 @@ def resnet_cifar(name: str, *, channels: int, size: int) -> nn.Module:
 def resnet_small(*, channels: int, size: int) -> nn.Module:
     """Ten layers of torchvision's residual blocks for small images on a CPU: 32 to 256 filters, a 3x3 stem of stride 2.
 
-    An image of 32 x 32 pixels takes 16 million multiplications, where `resnet18-cifar` takes 556 million.
+    An image of 32 x 32 pixels takes 16 million multiplications; `resnet18-cifar` takes 556 million.
     """
     from torchvision.models.resnet import BasicBlock
 
@@ -48,14 +48,14 @@ def resnet_small(*, channels: int, size: int) -> nn.Module:
 def vit(dim: int, depth: int, heads: int, *, channels: int, size: int) -> nn.Module:
     """timm's vision transformer, with patches of 16 pixels from 128 pixels up, and of an eighth of the side below.
 
-    Images that are no whole number of patches are padded with zeros at their right and lower edges. It takes images of
-    other sizes too (DINO's local crops) by interpolating its position embedding.
+    Images are padded with zeros at the right and lower edges to whole patches. Other image sizes (DINO's local crops)
+    interpolate the position embedding.
     """
     from timm.models.vision_transformer import VisionTransformer
 
     patch = 16 if size >= 128 else max(1, size // 8)
     network: nn.Module = VisionTransformer(
-        img_size=-(-size // patch) * patch,  # as padded, or a position embedding too small would be interpolated
+        img_size=-(-size // patch) * patch,  # as padded; a smaller position embedding would be interpolated
         patch_size=patch,
         in_chans=channels,
         num_classes=0,

@@ -12,10 +12,10 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class SmallNetwork(nn.Module):
-    """Three 3x3 convolutions (32, 64, 128 filters) and an average over what is left of the image.
+    """Three 3x3 convolutions (32, 64, 128 filters) and a global average pool.
 
     Args:
-        channels: channels of the images; any image of 4 pixels a side or more will do.
+        channels: channels of the images; their side is at least 4 pixels.
 
     Example:
         >>> import torch

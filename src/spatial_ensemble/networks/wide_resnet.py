@@ -13,12 +13,12 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _activate(x: Tensor) -> Tensor:
-    # In place: backward needs no more than the result, so a third of the activations need not be kept.
+    # In place: backward needs the result alone, which saves a third of the activations.
     return F.leaky_relu(x, 0.1, inplace=True)
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions, each after its normalisation, beside an identity or a 1x1 convolution."""
+    """Pre-activation block: two 3x3 convolutions, and an identity or 1x1 convolution as the shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, activate_shortcut: bool) -> None:
         super().__init__()
@@ -35,18 +35,18 @@ class _Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width without its classifier: three stages of pre-activated blocks with LeakyReLU 0.1.
+    """WRN-depth-width without its classifier: three stages of pre-activation blocks with LeakyReLU 0.1.
 
-    BatchNorm's momentum is 0.001 and its epsilon 0.001. With a classifier for 10 classes WRN-28-2 has 1.47 million
-    parameters, and with one for 100 classes WRN-28-8 has 23.4 million.
+    BatchNorm has momentum 0.001 and epsilon 0.001. With a classifier WRN-28-2 has 1.47 million parameters (10 classes),
+    WRN-28-8 23.4 million (100 classes).
 
     Args:
         depth: number of layers, 6 n + 4.
-        width: factor of the channels 16, 32, 64.
+        width: multiplier of the channels 16, 32, 64.
         channels: channels of the images.
 
     Source: Zagoruyko & Komodakis 2016; google-research/fixmatch `libml/models.py`, whose blocks activate before both
-    convolutions throughout (kekmodel/FixMatch-pytorch leaves out the first activation of the second and third stage).
+    convolutions throughout (kekmodel/FixMatch-pytorch omits the first activation of the second and third stage).
 
     Example:
         >>> import torch

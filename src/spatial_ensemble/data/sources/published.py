@@ -21,7 +21,7 @@ LARGEST_RESIZED = 8 * 2**30  # bytes
 
 
 def load_digits(image_size: int | None) -> ImageData:
-    """1,797 scans of ten digits, of each of which 50 are the test set, whatever the seed of the run."""
+    """1,797 scans of the ten digits; 50 of each are the test set, whatever the seed of the run."""
     from sklearn import datasets
 
     bunch = datasets.load_digits()
@@ -30,16 +30,8 @@ def load_digits(image_size: int | None) -> ImageData:
     test = draw_per_class(labels, [50] * 10, 0, "digits test")
     train = without(len(labels), test)
     mean, std = statistics(images[train])
-    classes = tuple(str(digit) for digit in range(10))
-    return ImageData(
-        "digits",
-        Images(images[train], labels[train]),
-        Images(images[test], labels[test]),
-        classes,
-        mean,
-        std,
-        flip=False,
-    )
+    one, other = (Images(images[part], labels[part]) for part in (train, test))
+    return ImageData("digits", one, other, tuple("0123456789"), mean, std, flip=False)
 
 
 @dataclass(frozen=True)
@@ -101,7 +93,7 @@ def load_torchvision(name: str, root: Path, image_size: int | None) -> ImageData
             ) from error
 
     train, test = read(known.train), read(known.test)
-    classes = tuple(getattr(train, "classes", None) or map(str, range(10)))  # SVHN has no names: digits
+    classes = tuple(getattr(train, "classes", "0123456789"))  # SVHN has no names: digits
     return ImageData(
         name, _images(train, image_size), _images(test, image_size), classes, known.mean, known.std, known.flip
     )
