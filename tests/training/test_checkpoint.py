@@ -18,7 +18,7 @@ from spatial_ensemble import UserError
 from spatial_ensemble.training import checkpoint
 
 CONTENT = {
-    "config": {"method": "fixmatch", "data": "digits", "labels": None, "lr": 0.03, "options": {"norm": True}},
+    "config": {"method": "linear", "data": "digits", "network": "small", "labels": None, "lr": 0.03, "norm": True},
     "step": 3,
     "method": OrderedDict({"weight": torch.linspace(0, 1, 40).view(8, 5), "count": torch.tensor(7)}),
     "teacher": {"weight": torch.full((8, 5), 0.5, dtype=torch.bfloat16), "_extra_state": {"step": 3, "unit": "tensor"}},
@@ -173,7 +173,7 @@ def test_what_does_not_fit_the_schema_is_refused_whatever_its_digest(tmp_path):
         ({"history": [{}]}, "content.history[0] has no 'step'"),
         ({"running": {"loss": (1,)}}, "content.running.loss has 1 items, expected 2"),
         ({"running": {"loss": (1.0, 1)}}, "content.running.loss[0] is float, expected Tensor"),
-        ({"config": {3: "x"}}, "content.config has the unknown key 3"),
+        ({"config": CONTENT["config"] | {3: "x"}}, "content.config has the unknown key 3"),
     ],
 )
 def test_a_misfit_is_named(tmp_path, change, message):
@@ -212,7 +212,7 @@ def test_a_checkpoint_cut_short_is_refused(tmp_path, part):
     checkpoint.save(path, CONTENT)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(UserError, match="is not a checkpoint, or is damaged"):
+    with pytest.raises(UserError, match="is not a checkpoint, or is cut short or damaged"):
         checkpoint.load(path)
 
 

@@ -18,7 +18,7 @@ PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype)
 # A type stands for its instances, [x] for a list of x; a dict names its keys, and a type among them allows others.
 SCHEMA: dict[Any, Any] = {
     "format": int,
-    "config": {str: object},  # checked by `Config.from_dict`
+    "config": {"method": str, "data": str, "network": str, str: object},  # checked by `Config.from_dict`
     "step": int,
     "method": {str: object},  # tensors and the extra state of modules: checked by their own `load_state_dict`
     "teacher": {str: object},
@@ -105,7 +105,7 @@ def load(path: Path) -> dict[str, Any]:
             found = digest(content)
         except Exception as error:  # torch's reader raises nearly anything on damaged bytes
             raise UserError(
-                f"{path} is not a checkpoint, or is damaged: give the .ckpt file that a run wrote"
+                f"{path} is not a checkpoint, or is cut short or damaged: give the .ckpt file that a run wrote"
             ) from error
     if not isinstance(content, dict) or type(content.get("format")) is not int:
         raise UserError(f"{path} is not a checkpoint of spatial-ensemble: give the .ckpt file that a run wrote")
