@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 import urllib.error
 from dataclasses import replace
 
@@ -238,3 +240,19 @@ def test_normalised_images_have_no_mean_and_unit_deviation():
     assert normal.mean((0, 2, 3)).abs().max() < 1e-5
     assert (normal.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
     torch.testing.assert_close(normalise(images.float() / 255, mean, std), normal, rtol=1e-5, atol=1e-6)
+
+
+def test_names_and_arguments_are_checked_before_anything_heavy_is_imported():
+    code = (
+        "import sys, spatial_ensemble; before = set(sys.modules)\n"
+        "from spatial_ensemble.data import sources\n"
+        "for call in ({'name': 'cifar'}, {'name': 'digits', 'image_size': 0}, {'name': 'folder'}):\n"
+        "    try: sources.check(**call)\n"
+        "    except ValueError: print('refused')\n"
+        "sources.check('digits', image_size=16)\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *refused, imported = done.stdout.splitlines()
+    assert refused == ["refused"] * 3
+    assert set(imported.split()) - sys.stdlib_module_names <= {"spatial_ensemble"}

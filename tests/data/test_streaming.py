@@ -192,3 +192,13 @@ def test_an_image_unlike_the_others_is_one_clear_error(tmp_path, monkeypatch, sh
     with pytest.raises(UserError) as error:
         streamed.train.images[:]
     assert f"{tmp_path / 'train/a/1.png'} {message}, unlike the 16x16 and 1 of the others" in str(error.value)
+
+
+def test_a_folder_of_broken_images_alone_is_one_clear_error(photos, monkeypatch):
+    for file in photos.rglob("*.png"):
+        file.write_text("no image")
+    monkeypatch.setattr(folder, "LARGEST_IN_MEMORY", 0)
+    with pytest.raises(
+        UserError, match=r"none of 36 images can be read; the first: .*/train/a/0\.png is a broken image"
+    ):
+        load("folder", str(photos), image_size=8, skip_broken=True)

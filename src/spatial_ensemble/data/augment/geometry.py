@@ -12,14 +12,7 @@ from spatial_ensemble.data.augment.common import check_images, per_image, reflec
 
 
 def affine(images: Tensor, fixed: Tensor) -> Tensor:
-    """Affine transform, nearest pixel, black outside.
-
-    Args:
-        images: uint8 [B, C, H, W], H and W below 32,768.
-        fixed: int32 [B, 6], coefficients from `fixed_point`.
-
-    Returns:
-        uint8 [B, C, H, W], equal to `PIL.Image.transform(..., AFFINE)`, which counts in 16.16 fixed point.
+    """`PIL.Image.transform(..., AFFINE)` by coefficients from `fixed_point`, [B, 6]; H and W are below 32,768.
 
     Example:
         >>> shift = fixed_point(torch.tensor([[1.0, 0, 1, 0, 1, 0]]))
@@ -66,19 +59,9 @@ def identity_but(place: int, values: Tensor) -> Tensor:
 
 
 def padded_crop(images: Tensor, top: Tensor, left: Tensor, *, pad: int, flip: Tensor | None = None) -> Tensor:
-    """Crop to the images' own size after reflection padding; then mirror where `flip`.
+    """Crop to the images' own size after reflection padding by `pad` pixels; then mirror where `flip` (bool [B]).
 
-    Args:
-        images: uint8 [B, C, H, W].
-        top, left: integer [B], 0 ... 2 pad: corner of the crop in the padded image.
-        pad: pixels; the border pixel itself is not repeated.
-        flip: bool [B].
-
-    Returns:
-        uint8 [B, C, H, W].
-
-    Raises:
-        ValueError: `pad` is negative or reaches the size of the images.
+    `top` and `left` (integer [B], 0 ... 2 pad) are the corner of the crop in the padded image.
 
     Example:
         >>> images = torch.tensor([[[[1, 2, 3]] * 3]], dtype=torch.uint8)
@@ -99,17 +82,7 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, *, pad: int, flip: Te
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor, side: Tensor, fill: int = 127) -> Tensor:
-    """Paint a grey square over every image, clipped at its border.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        row, column: integer [B], upper left corner of the square, pixels; may lie outside the image.
-        side: integer [B], pixels.
-        fill: value of the square.
-
-    Returns:
-        uint8 [B, C, H, W].
-    """
+    """Paint a square of `side` pixels from the corner (`row`, `column`) on, all integer [B], clipped at the border."""
     check_images(images)
     y, x = _line(images, images.shape[2]).view(-1, 1), _line(images, images.shape[3])
     row, column, side = (per_image(values, images, torch.int64) for values in (row, column, side))

@@ -56,17 +56,10 @@ def _mixed(images: Tensor, mixture: Tensor, of_mean: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue by `shift` of the full circle.
+    """Rotate the hue by `shift` of the full circle (float [B], -0.5 ... 0.5).
 
     With V the largest and V - D the smallest channel, and h the hue from 0 to 1, a channel is
     V - D clamp(min(k, 4 - k), 0, 1), k = 6 frac(h + n / 6), n = 5, 3, 1 for red, green, blue.
-
-    Args:
-        images: float [B, C, H, W] in [0, 1].
-        shift: float [B], -0.5 ... 0.5.
-
-    Returns:
-        float [B, C, H, W] in [0, 1], torchvision's `adjust_hue` to 1e-5.
     """
     check_images(images, torch.float32)
     if images.shape[1] == 1:

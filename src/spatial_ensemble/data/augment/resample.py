@@ -16,19 +16,9 @@ BOX_DRAWS = 2 * BOX_TRIES + 2
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int, flip: Tensor | None = None
 ) -> Tensor:
-    """Crop a box from every image, resize it to `size` x `size`, bilinear with antialiasing, and mirror where `flip`.
+    """torchvision's `resized_crop` to `size` x `size`, bilinear with antialiasing, to 1e-5; mirrored where `flip`.
 
-    Args:
-        images: float [B, C, H, W].
-        top, left, height, width: integer [B], pixels: each image's box, inside the image.
-        size: side of the result, pixels.
-        flip: bool [B].
-
-    Returns:
-        float [B, C, size, size], `torchvision.transforms.v2.functional.resized_crop` to 1e-5.
-
-    Raises:
-        ValueError: `size` is not positive.
+    The box of each image (integer [B], pixels) lies inside the image.
     """
     check_images(images, torch.float32)
     if size < 1:
@@ -39,19 +29,7 @@ def resized_crop(
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Gaussian blur, truncated at `reach` pixels, with reflection at the border.
-
-    Args:
-        images: float [B, C, H, W].
-        sigma: float [B], standard deviation, pixels, positive.
-        reach: pixels, 0 ... min(H, W) - 1.
-
-    Returns:
-        float [B, C, H, W], `torchvision.transforms.v2.functional.gaussian_blur` with a kernel of 2 reach + 1 to 1e-5.
-
-    Raises:
-        ValueError: the reach is negative or as large as the images.
-    """
+    """torchvision's `gaussian_blur` with a kernel of 2 reach + 1, to 1e-5; `sigma` is float [B], in pixels."""
     check_images(images, torch.float32)
     height, width = images.shape[2:]
     most = min(height, width) - 1
