@@ -96,6 +96,40 @@ def test_damaged_bytes_are_refused_or_load_the_same(tmp_path):
     assert refused > 100  # the rest hit the padding between records
 
 
+def test_a_digest_tells_types_shapes_and_order_apart():
+    metadata = OrderedDict(a=1)
+    metadata._metadata = {"": {"version": 2}}
+    zeros = torch.zeros(2, 3)
+    contents = [
+        *(
+            1,
+            1.0,
+            True,
+            "1",
+            b"1",
+            None,
+            "None",
+            [],
+            (),
+            {},
+            [1],
+            (1,),
+            [[1]],
+            [1, None],
+            {"a": 1},
+            {"a": [1]},
+            {1: "a"},
+        ),
+        *({"a": 1, "b": 2}, {"b": 2, "a": 1}, metadata, torch.float32, "torch.float32", ["a", "b"], ["a;str 'b'"]),
+        *(zeros, zeros.double(), zeros.int(), zeros.T.contiguous(), zeros.view(6), -zeros, zeros[0], torch.tensor(0.0)),
+    ]
+    assert len({checkpoint.digest(content) for content in contents}) == len(contents)
+    # ... but neither strides, nor gradients, nor being a Parameter.
+    assert checkpoint.digest(torch.nn.Parameter(zeros.T)) == checkpoint.digest(zeros.T.contiguous())
+    with pytest.raises(UserError, match="a checkpoint cannot hold a set: use tensors, numbers, str, list or dict"):
+        checkpoint.digest({"a": {1, 2}})
+
+
 WRONG = [None, True, 8, -1.5, "text", b"x", [], {}, (torch.ones(()), "x"), torch.ones(3), OrderedDict(step=1)]
 
 

@@ -66,6 +66,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         content: as SCHEMA has it; "format" is added.
 
     Raises:
+        UserError: a network keeps a state that no checkpoint can hold.
         OSError: as `write_whole`.
     """
     content = {**content, "format": FORMAT}
@@ -93,7 +94,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: no such file; not a checkpoint, or one of another format; damaged or edited.
-        OSError: the file may not be read.
+        OSError: the file is not readable.
     """
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
@@ -128,7 +129,7 @@ def digest(content: object) -> str:
     and careless edits; it is no authentication, since anyone can compute it.
 
     Raises:
-        TypeError: a value of another type.
+        UserError: a value of another type.
 
     Example:
         >>> digest({"step": 1}) == digest({"step": 1}) != digest({"step": 1.0})
@@ -152,7 +153,7 @@ def digest(content: object) -> str:
         elif isinstance(value, PLAIN):
             found.update(f"{type(value).__name__} {value!r};".encode())
         else:
-            raise TypeError(
+            raise UserError(
                 f"a checkpoint cannot hold a {type(value).__name__}: use tensors, numbers, str, list or dict"
             )
 
