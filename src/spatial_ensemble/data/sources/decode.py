@@ -49,7 +49,7 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
                 image.draft(None, (2 * size, 2 * size))
             image.load()
             with suppress(Exception):  # damaged EXIF data raise nearly anything, and say nothing about the pixels
-                ImageOps.exif_transpose(image, in_place=True)  # turns the pixels before it writes EXIF data anew
+                ImageOps.exif_transpose(image, in_place=True)  # turns the pixels before it rewrites the EXIF data
             pixels = _flatten(image)
             if size is not None and pixels.size != (size, size):
                 pixels = ImageOps.fit(pixels, (size, size))
