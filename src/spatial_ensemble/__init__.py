@@ -4,24 +4,35 @@
     ...
     teacher.update(student)  # once per optimizer step
 
-Importing this imports torch and nothing heavier; trainings, comparisons and integrations are imported by their names.
+The teacher imports torch on first use, and nothing heavier; import trainings, comparisons and integrations by name.
 """
+
+from typing import TYPE_CHECKING
 
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.smoothing import (
     Schedule,
     Smoothing,
-    Teacher,
     constant,
     cosine,
-    distance,
-    fraction_replaced,
     linear,
     spatial_ensemble,
     spatial_temporal_smoothing,
     temporal_moving_average,
     warmup,
 )
+
+if TYPE_CHECKING:
+    from spatial_ensemble.smoothing import Teacher, distance, fraction_replaced
+else:
+
+    def __getattr__(name: str) -> object:  # what needs torch is imported on first use
+        if name in ("Teacher", "distance", "fraction_replaced"):
+            from spatial_ensemble import smoothing
+
+            return getattr(smoothing, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Schedule",

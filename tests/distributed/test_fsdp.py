@@ -246,7 +246,7 @@ def rank_nonfinite(on_nonfinite: str) -> tuple[object, ...]:
 
 
 def test_a_shard_that_is_not_finite_raises_on_all_ranks(world: World):
-    message = "the student's tensor 'body.weight' is not finite at step 1; the teacher is unchanged"
+    message = "the student's tensor 'body.weight' is non-finite at step 1; the teacher is unchanged"
     assert world(rank_nonfinite, "raise") == [(message, 1, 0, True)] * world.size
 
 

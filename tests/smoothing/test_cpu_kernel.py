@@ -9,47 +9,48 @@ from unittest import mock
 import pytest
 import torch
 
-from spatial_ensemble.smoothing.draw import Place, draw_key
+from spatial_ensemble.smoothing.draw import draw_key
+from spatial_ensemble.smoothing.units import MaskLayout
 
 cpu = pytest.importorskip("spatial_ensemble.smoothing.kernels.cpu", exc_type=ImportError)
 
 KEY = draw_key(0, "w")
 SIZE = 300_000
-PLACES = [
-    Place(None, 1, SIZE, SIZE, SIZE, 0),
-    Place(KEY, 1, SIZE, SIZE, SIZE, 0),
-    Place(KEY, 50, SIZE // 50, SIZE, SIZE, 0),
-    Place(KEY, 5000, SIZE // 5000, SIZE, SIZE, 0),
+LAYOUTS = [
+    MaskLayout(None, 1, SIZE, SIZE, SIZE, 0),
+    MaskLayout(KEY, 1, SIZE, SIZE, SIZE, 0),
+    MaskLayout(KEY, 50, SIZE // 50, SIZE, SIZE, 0),
+    MaskLayout(KEY, 5000, SIZE // 5000, SIZE, SIZE, 0),
 ]
 
 
-def moved(place, threads=2, weight=0.1):
+def moved(layout, threads=2, weight=0.1):
     generator = torch.Generator().manual_seed(0)
     t, s = torch.randn(2, SIZE, generator=generator)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        cpu.Table([(t, s, place)]).run(3, 30_000, weight)
+        cpu.CpuKernel([(t, s, layout)]).run(3, 30_000, weight)
     finally:
         torch.set_num_threads(before)
     return t
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("openmp", [True, False])
-def test_any_number_and_kind_of_threads_gives_the_same_bits(place, openmp):
-    expected = moved(place, threads=1)
+def test_any_number_and_kind_of_threads_gives_the_same_bits(layout, openmp):
+    expected = moved(layout, threads=1)
     with mock.patch.object(cpu, "_openmp", cpu._openmp if openmp else lambda: None):
         for threads in (1, 2, 5):
-            assert torch.equal(moved(place, threads), expected)
+            assert torch.equal(moved(layout, threads), expected)
 
 
 def test_torchs_own_threads_are_used():
     assert cpu._openmp() is not None or not sys.platform.startswith("linux")
     with mock.patch.object(cpu, "_openmp") as openmp:
         for threads in (1, 2, 9):
-            moved(PLACES[0], threads)
-            assert openmp.return_value.call_args.args[2] == min(threads, -(-SIZE // cpu.CHUNK))
+            moved(LAYOUTS[0], threads)
+            assert openmp.return_value.call_args.args[2] == min(threads, -(-SIZE // cpu.loops.CHUNK))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -60,7 +61,7 @@ def test_every_number_of_16_bits_is_widened_exactly(dtype, flush):
     expected = s.float()
     torch.set_flush_denormal(flush)
     try:
-        cpu.Table([(t, s, Place(None, 1, 2**16, 2**16, 2**16, 0))]).run(0, 0, 1.0)
+        cpu.CpuKernel([(t, s, MaskLayout(None, 1, 2**16, 2**16, 2**16, 0))]).run(0, 0, 1.0)
     finally:
         torch.set_flush_denormal(False)
     nan = expected.isnan()
@@ -72,9 +73,9 @@ def test_every_number_of_16_bits_is_widened_exactly(dtype, flush):
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("index", [0, 65_535, 65_536, 99_998])
 def test_an_inf_or_nan_is_found_wherever_it_is(dtype, value, index):
-    whole = [Place(None, 1, size, size, size, 0) for size in (7, 99_999, 0, 3)]
-    students = [torch.full((place.row,), torch.finfo(dtype).max, dtype=dtype) for place in whole]
-    table = cpu.Table([(torch.zeros(len(s)), s, place) for s, place in zip(students, whole, strict=True)])
+    whole = [MaskLayout(None, 1, size, size, size, 0) for size in (7, 99_999, 0, 3)]
+    students = [torch.full((layout.row,), torch.finfo(dtype).max, dtype=dtype) for layout in whole]
+    table = cpu.CpuKernel([(torch.zeros(len(s)), s, layout) for s, layout in zip(students, whole, strict=True)])
     assert table.nonfinite() == []
     students[1][index] = value
     (found,) = table.nonfinite()
@@ -86,7 +87,7 @@ def test_an_inf_or_nan_is_found_wherever_it_is(dtype, value, index):
 def test_autograd_sees_that_the_teacher_changed():
     t, s, x = torch.randn(4), torch.randn(4), torch.randn(4, requires_grad=True)
     loss = (x * t).sum()
-    cpu.Table([(t, s, Place(None, 1, 4, 4, 4, 0))]).run(0, 0, 0.5)
+    cpu.CpuKernel([(t, s, MaskLayout(None, 1, 4, 4, 4, 0))]).run(0, 0, 0.5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -102,18 +103,19 @@ def run(program, **environment):
 AS_LERP = """
 import torch
 from spatial_ensemble.smoothing import kernels
-from spatial_ensemble.smoothing.draw import Keep, Place
+from spatial_ensemble.smoothing.units import MaskLayout
 t, s = torch.randn(2, 1001)
 expected = t.lerp(s, 0.3)
-kernels.smooth_([t], [s], Keep((Place(None, 1, 1001, 1001, 1001, 0),), 0, 0), 0.3)
+for kernel in kernels.choose([(t, s, MaskLayout(None, 1, 1001, 1001, 1001, 0))]):
+    kernel.run(0, 0, 0.3)
 assert torch.equal(t, expected)
 print(kernels._cpu() is not None)
 """
 
 
 def test_an_update_has_the_bits_of_lerp_whatever_vector_units_torch_uses():
-    """Without AVX torch.lerp may round the product and the sum one by one: the kernel must then rest, and say so."""
-    quiet = "import warnings; warnings.filterwarnings('ignore', 'numba cannot .*: its values are not those of torch')\n"
+    """Without AVX torch.lerp may round product and sum separately; the kernel is then refused with a warning."""
+    quiet = "import warnings; warnings.filterwarnings('ignore', 'numba cannot .*: its values differ from torch')\n"
     run(quiet + AS_LERP, ATEN_CPU_CAPABILITY="default")
 
 
@@ -131,7 +133,7 @@ import torch
 from pathlib import Path
 from unittest import mock
 from spatial_ensemble.smoothing import kernels
-from spatial_ensemble.smoothing.draw import Place
+from spatial_ensemble.smoothing.units import MaskLayout
 
 def kilobytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -141,14 +143,14 @@ torch.set_num_threads(1)
 size = 4_000_000
 t, s = torch.randn(2, 500, size // 500)
 for unit_size in (size, 8000, 20, 1):
-    place = Place((1, 2), unit_size, size // unit_size, size, size, 0)
+    layout = MaskLayout((1, 2), unit_size, size // unit_size, size, size, 0)
     for name in ("cpu", "plain"):
         with mock.patch.object(kernels, "_cpu", kernels._cpu if name == "cpu" else lambda: None):
-            smoother = kernels.Smoother([(t, s, place)])
-            smoother.run(0, 1, 0.1)
+            (kernel,) = kernels.choose([(t, s, layout)])
+            kernel.run(0, 1, 0.1)
             Path("/proc/self/clear_refs").write_text("5")
             before = kilobytes("VmRSS")
-            smoother.run(1, 1, 0.1)
+            kernel.run(1, 1, 0.1)
             assert kilobytes("VmHWM") - before <= 1024, (name, unit_size, kilobytes("VmHWM") - before)
 """
 
@@ -161,15 +163,15 @@ def test_an_update_takes_at_most_a_mebibyte():
 FORK = """
 import os, torch
 from spatial_ensemble.smoothing import kernels
-from spatial_ensemble.smoothing.draw import Place
+from spatial_ensemble.smoothing.units import MaskLayout
 torch.set_num_threads(2)
 t, s = torch.zeros(10**6), torch.ones(10**6)
-smoother = kernels.Smoother([(t, s, Place(None, 1, 10**6, 10**6, 10**6, 0))])
-smoother.run(0, 0, 0.5)
+(kernel,) = kernels.choose([(t, s, MaskLayout(None, 1, 10**6, 10**6, 10**6, 0))])
+kernel.run(0, 0, 0.5)
 child = os.fork()
 if child == 0:
     torch.set_num_threads(1)  # as DataLoader's workers do
-    smoother.run(1, 0, 0.5)
+    kernel.run(1, 0, 0.5)
     os._exit(0 if (t == 0.75).all() else 1)
 assert os.waitpid(child, 0)[1] == 0 and (t == 0.5).all()
 """

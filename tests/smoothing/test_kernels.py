@@ -13,9 +13,9 @@ from smoothing.students import assert_equal, student, tensors, walk
 
 from spatial_ensemble import Teacher, spatial_temporal_smoothing
 from spatial_ensemble.smoothing import kernels
-from spatial_ensemble.smoothing.draw import Keep, threshold
+from spatial_ensemble.smoothing.draw import threshold
 from spatial_ensemble.smoothing.kernels import plain
-from spatial_ensemble.smoothing.units import UNITS, everywhere, place
+from spatial_ensemble.smoothing.units import UNITS, mask_layout, unmasked
 
 KERNELS = ["plain", "cpu"]
 MOMENTA = [0.0, 0.1, 0.5, 0.7, 0.9999, 1.0]
@@ -47,6 +47,11 @@ def random(shape, dtype, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def smooth(triples, step, preserve_prob, weight):
+    for chosen in kernels.choose(triples) if weight else ():
+        chosen.run(step, threshold(preserve_prob), weight)
+
+
 preserved = cache(reference.preserved)
 
 
@@ -54,8 +59,7 @@ def check(t, s, unit, momentum, preserve_prob, step=3):
     name = "w" if unit == "layer" else "w.x"
     keep = preserved(tuple(t.shape), name, unit=unit, seed=1, step=step, preserve_prob=preserve_prob)
     expected = reference.smooth(t, s, keep, momentum)
-    places = (place(t, "w.x", unit, seed=1),)
-    kernels.smooth_([t], [s], Keep(places, step, threshold(preserve_prob)), 1 - momentum)
+    smooth([(t, s, mask_layout(t, "w.x", unit, seed=1))], step, preserve_prob, 1 - momentum)
     assert same(t, expected)
 
 
@@ -116,7 +120,7 @@ def test_what_is_preserved_keeps_its_very_bits(unit):
         tuple(odd.shape), "w" if unit == "layer" else "w.x", unit=unit, seed=1, step=0, preserve_prob=0.5
     )
     t = odd.clone()
-    kernels.smooth_([t], [spoilt], Keep((place(t, "w.x", unit, 1),), 0, threshold(0.5)), 0.5)
+    smooth([(t, spoilt, mask_layout(t, "w.x", unit, 1))], 0, 0.5, 0.5)
     assert same(t[keep], odd[keep]) and t[~keep].isnan().all()
 
 
@@ -124,15 +128,15 @@ def test_what_is_preserved_keeps_its_very_bits(unit):
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_a_shard_draws_its_slice_of_the_whole_mask(unit, dim):
     t, s = random((10, 7, 12), torch.float32, 0), random((10, 7, 12), torch.float32, 1)
-    whole = place(t, "w", unit, 1)
+    whole = mask_layout(t, "w", unit, 1)
     expected = t.clone()
-    kernels.smooth_([expected], [s], Keep((whole,), 5, threshold(0.5)), 0.3)
+    smooth([(expected, s, whole)], 5, 0.5, 0.3)
     size, inner = t.shape[dim], math.prod(t.shape[dim + 1 :])
     for start, stop in ((0, 4), (4, 5), (5, size)):
         part = t.narrow(dim, start, stop - start).clone()
-        where = whole._replace(row=(stop - start) * inner, stride=size * inner, offset=start * inner)
+        layout = whole._replace(row=(stop - start) * inner, stride=size * inner, offset=start * inner)
         other = s.narrow(dim, start, stop - start).clone()
-        kernels.smooth_([part], [other], Keep((where,), 5, threshold(0.5)), 0.3)
+        smooth([(part, other, layout)], 5, 0.5, 0.3)
         assert same(part, expected.narrow(dim, start, stop - start))
 
 
@@ -140,12 +144,12 @@ def test_a_list_of_many_kinds_at_once():
     ts = [random((20, 30), dtype, i) for i, dtype in enumerate((torch.float32, torch.float64, torch.bfloat16) * 2)]
     ts += [random((50,), torch.float32, 9)]
     ss = [random(t.shape, torch.float32, 100 + i) for i, t in enumerate(ts)]
-    places = tuple([*(place(t, f"w{i}", "element", 1) for i, t in enumerate(ts[:-1])), everywhere(ts[-1])])
+    layouts = [*(mask_layout(t, f"w{i}", "element", 1) for i, t in enumerate(ts[:-1])), unmasked(ts[-1])]
     alone = [t.clone() for t in ts]
-    for t, s, where in zip(alone, ss, places, strict=True):
+    for triple in zip(alone, ss, layouts, strict=True):
         with mock.patch.object(kernels, "_cpu", return_value=None):
-            kernels.smooth_([t], [s], Keep((where,), 2, threshold(0.3)), 0.1)
-    kernels.smooth_(ts, ss, Keep(places, 2, threshold(0.3)), 0.1)
+            smooth([triple], 2, 0.3, 0.1)
+    smooth(list(zip(ts, ss, layouts, strict=True)), 2, 0.3, 0.1)
     assert all(same(t, other) for t, other in zip(ts, alone, strict=True))
 
 
@@ -154,10 +158,10 @@ def test_large_tensors_are_cut_into_the_same_bits(unit):
     """Beyond the reference's patience: chunks, threads and boundaries, against plain torch."""
     for shape in ((100_003,), (300, 1000), (2, 70_001)):
         t, s = random(shape, torch.float32, 0), random(shape, torch.float32, 1)
-        keep = Keep((place(t, "w", unit, seed=1),), 3, threshold(0.7))
+        layout = mask_layout(t, "w", unit, seed=1)
         expected = t.clone()
-        plain.Table([(expected, s, keep.places[0])]).run(keep.step, keep.threshold, 0.1)
-        kernels.smooth_([t], [s], keep, 0.1)
+        plain.PlainKernel([(expected, s, layout)]).run(3, threshold(0.7), 0.1)
+        smooth([(t, s, layout)], 3, 0.7, 0.1)
         assert same(t, expected)
 
 

@@ -291,7 +291,13 @@ def test_update_every_acts_at_every_nth_call():
 def test_it_answers_in_eval_mode_without_gradients_whatever_a_parent_says():
     net = student()
     parent = nn.ModuleDict({"student": net, "teacher": Teacher(net, STS)})
+    assert not any(module.training for module in parent["teacher"].modules())
     parent.train()
+    assert net.training and not any(module.training for module in parent["teacher"].modules())
+    parent["teacher"].module.train()  # is the user's choice
+    parent.eval()
+    assert parent["teacher"].module.training and not parent["teacher"].training
+    parent["teacher"].module.eval()
     x = torch.randn(4, 3, 8, 8)
     before = tensors(parent["teacher"].module)
     answer = parent["teacher"](x)
@@ -331,7 +337,7 @@ def test_a_seed_that_is_loaded_or_set_is_the_one_that_draws():
         teacher.update(net)
         assert type(teacher.state_dict()["_extra_state"]["seed"]) is int
         assert_equal(tensors(teacher.module), tensors(one.module))
-        assert teacher.places() == one.places()
+        assert teacher.mask_layouts() == one.mask_layouts()
 
 
 DEFAULTS = """

@@ -108,7 +108,7 @@ def test_a_nonfinite_student_leaves_the_teacher_as_it_was(policy):
     with torch.no_grad():
         net.encode.weight[3, 4] = torch.inf
     if policy == "raise":
-        with pytest.raises(ValueError, match=r"'decode.weight' is not finite at step 1"):
+        with pytest.raises(ValueError, match=r"'decode.weight' is non-finite at step 1"):
             teacher.update(net)
     else:
         teacher.update(net)
@@ -126,7 +126,7 @@ def test_buffers_are_searched_too(buffers, dtype):
     teacher = Teacher(net, STS, buffers=buffers, on_nonfinite="raise")
     teacher.update(net)
     net.waves[2] = torch.nan
-    with pytest.raises(ValueError, match=r"'waves' is not finite at step 1"):
+    with pytest.raises(ValueError, match=r"'waves' is non-finite at step 1"):
         teacher.update(net)
 
 
@@ -139,7 +139,7 @@ def test_a_frozen_parameter_is_searched_where_it_is_taken(first):
     if not first:
         teacher.update(net)
     net.conv.weight[0] = torch.nan
-    with pytest.raises(ValueError, match=r"'conv.weight' is not finite"):
+    with pytest.raises(ValueError, match=r"'conv.weight' is non-finite"):
         teacher.update(net)
     assert teacher.module.conv.weight.isfinite().all()
 

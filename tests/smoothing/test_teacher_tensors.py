@@ -6,7 +6,7 @@ from smoothing.students import assert_equal, student, tensors, walk
 from torch import nn
 
 from spatial_ensemble import Teacher, temporal_moving_average
-from spatial_ensemble.smoothing import kernels
+from spatial_ensemble.smoothing import kernels, update
 from spatial_ensemble.smoothing.pairing import canonical_name
 
 
@@ -32,24 +32,30 @@ def test_a_weight_tied_by_its_memory_alone_is_updated_once():
     assert torch.equal(teacher.module.encode.weight, start.lerp(net.encode.weight, 0.5))
 
 
-def test_frozen_parameters_are_copied_at_the_first_update_and_then_left_until_they_are_written_to():
-    net = student()
-    net.conv.requires_grad_(False)
-    teacher = Teacher(net, temporal_moving_average(0.5))
-    walk(net, 0)  # as if weights were loaded
-    loaded = tensors(net)
-    teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, loaded["conv.weight"])
-    assert not torch.equal(teacher.module.scale, loaded["scale"])
-    own = teacher.module.conv.weight.data.fill_(7).clone()  # unseen, as only `.data` is, to see that nothing is done
-    for step in (1, 2):
-        with torch.no_grad():
-            net.scale.add_(step)
+@pytest.mark.parametrize("kernel", ["plain", "chosen"])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.5, 0.7, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_frozen_parameter_stays_to_the_bit_where_it_is_the_students(momentum, dtype, kernel, monkeypatch):
+    if kernel == "plain":
+        monkeypatch.setattr(kernels, "_cpu", lambda: None)
+    net = nn.Linear(60, 7).requires_grad_(False)
+    net.bias.copy_(torch.tensor([0.0, 1e-45, 3e38, -3e38, 1.1, 2**-126, 7e-39]))
+    teacher = Teacher(net, temporal_moving_average(momentum), dtype=dtype)
+    expected = tensors(teacher.module)
+    for _ in range(3):
         teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, own)
-    walk(net, 3)
-    teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, own.lerp(net.conv.weight, 0.5))
+    assert_equal(tensors(teacher.module), expected)
+
+
+def test_a_frozen_parameter_that_is_written_to_follows_the_rule():
+    net = student().requires_grad_(False)
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    expected = tensors(net)["conv.weight"]
+    for step in range(3):
+        walk(net, step)  # as if weights were loaded
+        teacher.update(net)
+        expected = expected.lerp(net.conv.weight, 0.5)
+        assert torch.equal(teacher.module.conv.weight, expected)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
@@ -92,15 +98,6 @@ def test_frozen_weights_loaded_into_the_teachers_module_are_averaged_on():
     assert torch.equal(teacher.module.conv.weight, other.conv.weight.lerp(net.conv.weight, 0.5))
 
 
-def test_frozen_parameters_are_copied_at_the_first_update_that_acts():
-    net = student().requires_grad_(False)
-    teacher = Teacher(net, temporal_moving_average(0.5), update_every=4)
-    for step in range(4):
-        walk(net, step)
-        teacher.update(net)
-    assert torch.equal(teacher.module.conv.weight, net.conv.weight)
-
-
 @pytest.mark.parametrize("policy", ["average", "copy", "keep"])
 def test_a_mask_of_minus_infinity_stays_one(policy):
     net = student()
@@ -111,8 +108,54 @@ def test_a_mask_of_minus_infinity_stays_one(policy):
         assert torch.equal(teacher.module.mask, net.mask)
     net.bn.running_mean.fill_(torch.nan)  # and no mask is made of what went wrong
     if policy != "keep":
-        with pytest.raises(ValueError, match="running_mean' is not finite"):
+        with pytest.raises(ValueError, match="running_mean' is non-finite"):
             teacher.update(net)
+
+
+def test_a_mask_that_is_assigned_anew_is_copied():
+    net = student()
+    net.register_buffer("mask", torch.zeros(2))
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    for mask in ([0.0, -torch.inf], [torch.inf, 3.0], [1.0, 2.0]):
+        net.mask = torch.tensor(mask)
+        for _ in range(2):
+            teacher.update(net)
+            assert torch.equal(teacher.module.mask, net.mask)
+    net.mask = torch.tensor([3.0, 4.0])
+    teacher.update(net)
+    assert torch.equal(teacher.module.mask, torch.tensor([2.0, 3.0]))
+
+
+@pytest.mark.parametrize("on_nonfinite", [None, "raise"])
+def test_a_frozen_parameter_with_an_inf_is_copied_and_a_trained_one_follows_the_rule(on_nonfinite):
+    net = student()
+    net.scale.requires_grad_(False).fill_(-torch.inf)
+    teacher = Teacher(net, temporal_moving_average(0.5), on_nonfinite=on_nonfinite)
+    for _ in range(2):
+        teacher.update(net)
+        assert torch.equal(teacher.module.scale, net.scale)
+    trained = Teacher(net, temporal_moving_average(0.5))
+    net.scale.requires_grad_(True)
+    trained.update(net)
+    assert trained.module.scale.isnan()
+
+
+def test_infinite_values_are_searched_when_the_plan_is_built_and_not_at_every_step(monkeypatch):
+    net = student()
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    teacher.update(net)
+    monkeypatch.setattr(update, "_holds_inf", lambda tensor: pytest.fail("searched again"))
+    teacher.update(net)
+    assert torch.equal(teacher.module.mask, net.mask)
+
+
+@pytest.mark.parametrize("value", [[], [1.0, 2.0], [torch.nan], [torch.nan, torch.inf], [3e38, 3e38]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_only_an_inf_without_a_nan_counts_as_infinite(value, dtype):
+    assert not update._holds_inf(torch.tensor(value, dtype=dtype))
+    infinite = [x for x in value if x == x] + [-torch.inf]
+    assert update._holds_inf(torch.tensor(infinite, dtype=dtype))
 
 
 def test_buffers_that_share_memory_may_part():
@@ -191,7 +234,7 @@ def test_a_part_called_like_a_wrapper_is_none(wrap):
     }
     teacher.update(net)
     assert_equal(tensors(teacher.module), expected)
-    assert teacher.places().keys() == expected.keys()
+    assert teacher.mask_layouts().keys() == expected.keys()
 
 
 def test_buffers_that_are_kept_may_take_another_shape():

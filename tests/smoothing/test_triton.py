@@ -17,9 +17,9 @@ pytest.importorskip("triton")
 # Triton decides when it is imported whether to interpret, so each of these runs in a process of its own.
 AGAINST_THE_REFERENCE = """
 import reference, torch
-from spatial_ensemble.smoothing.draw import Place, draw_key, threshold
+from spatial_ensemble.smoothing.draw import draw_key, threshold
 from spatial_ensemble.smoothing.kernels import gpu, plain
-from spatial_ensemble.smoothing.units import UNITS, place
+from spatial_ensemble.smoothing.units import UNITS, MaskLayout, mask_layout
 
 for unit in UNITS:
     for shape in [(), (7,), (40, 3), (9, 16, 3, 3), (3, 0)]:
@@ -29,7 +29,7 @@ for unit in UNITS:
             keep = reference.preserved(shape, name, unit=unit, seed=1, step=2**33 + 7, preserve_prob=0.6)
             expected = reference.smooth(t, s, keep, momentum)
             moved = t.clone()
-            gpu.Table([(moved, s, place(t, "w.x", unit, 1))]).run(2**33 + 7, threshold(0.6), 1 - momentum)
+            gpu.GpuKernel([(moved, s, mask_layout(t, "w.x", unit, 1))]).run(2**33 + 7, threshold(0.6), 1 - momentum)
             assert torch.equal(moved[keep], t[keep])
             assert (moved == t).sum() == keep.sum(), (unit, shape, momentum)
             # The interpreter rounds a fused product and sum twice.
@@ -46,13 +46,13 @@ for numel, where in [
     (6400, (64, 1000, 32, 64, 32)),
 ]:
     for teacher, student in ((torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2):
-        triples.append((torch.randn(numel).to(teacher), torch.randn(numel).to(student), Place(key, *where)))
-triples.append((torch.randn(5000), torch.randn(5000), Place(None, 1, 5000, 5000, 5000, 0)))
+        triples.append((torch.randn(numel).to(teacher), torch.randn(numel).to(student), MaskLayout(key, *where)))
+triples.append((torch.randn(5000), torch.randn(5000), MaskLayout(None, 1, 5000, 5000, 5000, 0)))
 for bound in (0, 30_000, 1 << 16):
     for weight in (0.3, 1.0):
-        ours, theirs = ([(t.clone(), s, where) for t, s, where in triples] for _ in range(2))
-        gpu.Table(ours).run(5, bound, weight)
-        plain.Table(theirs).run(5, bound, weight)
+        ours, theirs = ([(t.clone(), s, layout) for t, s, layout in triples] for _ in range(2))
+        gpu.GpuKernel(ours).run(5, bound, weight)
+        plain.PlainKernel(theirs).run(5, bound, weight)
         for (ours_t, _, _), (theirs_t, _, _) in zip(ours, theirs, strict=True):
             exact = weight == 1
             torch.testing.assert_close(ours_t, theirs_t, rtol=0 if exact else None, atol=0 if exact else None)

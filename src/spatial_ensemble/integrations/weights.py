@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.smoothing.pairing import Pairing, canonical_names
+from spatial_ensemble.smoothing.pairing import canonical_names, pair_tensors
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
@@ -64,7 +64,7 @@ class Loan:
 @torch.no_grad()
 def copy_student(teacher: Teacher, student: nn.Module) -> None:
     """Make the teacher an exact copy of the student, as it was after construction; its step stays."""
-    for pair in Pairing(teacher.module, student).pairs:
+    for pair in pair_tensors(teacher.module, student):
         pair.teacher.copy_(pair.student)
 
 

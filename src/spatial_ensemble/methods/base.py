@@ -1,6 +1,8 @@
 """What every method is: a student, the views it wants, and a loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,24 +35,33 @@ class Student(nn.Module):
 
 
 def targets(teacher: Teacher, x: Tensor, norm: TeacherNorm, groups: int = 1) -> Tensor:
-    """The teacher's outputs, its BatchNorm using its smoothed running statistics, or those of the batch x.
+    """The teacher's outputs, normalised by its smoothed running statistics or by those of the batch x.
 
-    In the second case the teacher passes x in train mode, which moves its running statistics too: as far as one pass
-    does, also where x is split into `groups`, each with statistics of its own.
+    With "batch" the teacher is in train mode for this call, as in the published methods: BatchNorm updates the running
+    statistics, as far as one pass would even if x is split into `groups` with statistics of their own, and dropout is
+    active.
     """
     if norm == "running":
         outputs: Tensor = teacher(x)
         return outputs
-    modules = teacher.module.modules() if groups > 1 else ()
-    norms = [(module, module.momentum) for module in modules if isinstance(module, _BatchNorm) and module.momentum]
-    teacher.module.train()
-    for module, momentum in norms:
-        module.momentum = 1 - (1 - momentum) ** (1 / groups)
-    outputs = torch.cat([teacher(group) for group in x.tensor_split(groups)])
-    for module, momentum in norms:
-        module.momentum = momentum
-    teacher.module.eval()
-    return outputs
+    with _train_mode(teacher.module, groups):
+        return torch.cat([teacher(group) for group in x.tensor_split(groups)])
+
+
+@contextmanager
+def _train_mode(module: nn.Module, passes: int) -> Iterator[None]:
+    """Train mode, with BatchNorm momenta such that so many passes move the running statistics as far as one."""
+    modules = module.modules() if passes > 1 else ()
+    norms = [(norm, norm.momentum) for norm in modules if isinstance(norm, _BatchNorm) and norm.momentum]
+    module.train()
+    try:
+        for norm, momentum in norms:
+            norm.momentum = 1 - (1 - momentum) ** (1 / passes)
+        yield
+    finally:
+        for norm, momentum in norms:
+            norm.momentum = momentum
+        module.eval()
 
 
 @torch.no_grad()
@@ -104,7 +115,8 @@ class Method(nn.Module, ABC):
 
         Args:
             batch: the views that the method names, in that order.
-            teacher: the smoothed student; calling it gives no gradients and leaves it as it is.
+            teacher: the smoothed student; calling it gives no gradients. It changes only with `teacher_norm="batch"`,
+                where BatchNorm updates its running statistics (see `targets`).
 
         Returns:
             The loss to minimise, a scalar, and detached scalars to log, by any names but those of a run's own columns:

@@ -1,6 +1,7 @@
-"""The mechanism: the rule, its units, its draws, its schedules and the teacher. Imports torch and nothing else."""
+"""The mechanism: rule, schedules, units, draws and the teacher. Rule and schedules import no torch."""
 
-from spatial_ensemble.smoothing.diagnostics import distance, fraction_replaced
+from typing import TYPE_CHECKING
+
 from spatial_ensemble.smoothing.rule import (
     Schedule,
     Smoothing,
@@ -9,7 +10,18 @@ from spatial_ensemble.smoothing.rule import (
     temporal_moving_average,
 )
 from spatial_ensemble.smoothing.schedule import constant, cosine, linear, warmup
-from spatial_ensemble.smoothing.teacher import Teacher
+
+if TYPE_CHECKING:
+    from spatial_ensemble.smoothing.teacher import Teacher, distance, fraction_replaced
+else:
+
+    def __getattr__(name: str) -> object:  # what needs torch is imported on first use
+        if name in ("Teacher", "distance", "fraction_replaced"):
+            from spatial_ensemble.smoothing import teacher
+
+            return getattr(teacher, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Schedule",

@@ -1,88 +1,82 @@
-"""Proof that the teachers of all ranks agree, and the mending of one that does not."""
-
-from __future__ import annotations
+"""Comparing the teachers of all ranks, and repairing one that differs."""
 
 import ctypes
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
-from spatial_ensemble.smoothing.pairing import Pairing
 from spatial_ensemble.smoothing.shards import is_sharded, local, rows
 
-if TYPE_CHECKING:
-    from spatial_ensemble.smoothing.teacher import Teacher
-
-_Pieces = dict[str, tuple[tuple[object, ...], bytes]]  # name -> (where a rank's part lies and what it is, its hash)
+_Pieces = dict[str, tuple[tuple[object, ...], bytes]]  # name -> (position and kind of a rank's piece, hash)
 
 
-def fingerprint(teacher: Teacher) -> str:
-    """A hash of step and tensors; a sharded tensor is gathered first, so that every world size gives the same."""
-    digest = hashlib.blake2b(str(teacher.step).encode(), digest_size=16)
-    for name, tensor in _tensors(teacher).items():
+def fingerprint(tensors: Mapping[str, Tensor], step: int) -> str:
+    """A hash of step and tensors. Sharded tensors are gathered first, so every world size gives the same."""
+    digest = hashlib.blake2b(str(step).encode(), digest_size=16)
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_hash(tensor.full_tensor() if is_sharded(tensor) else tensor))
     return digest.hexdigest()
 
 
-def verify(teacher: Teacher) -> dict[int, list[str]]:
+def verify(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> dict[int, list[str]]:
     """{rank: names of the tensors in which it differs from the majority of the ranks that hold the same piece}.
 
-    What all draws to come depend on (step, seed, unit and the like) is compared under the name "(step)".
+    Hashes are compared, 16 bytes a tensor and rank. On a tie the lowest rank counts as right. A shard that no other
+    rank holds cannot be compared. Ranks may hold different parts of a model, if equal names, shapes and dtypes mean the
+    same tensor.
 
-    Hashes are compared, 16 bytes a tensor and rank. On a tie the lowest rank is taken to be right. A shard that no
-    other rank holds has nothing to be compared with. Ranks may hold other parts of a model, if equal names, shapes and
-    dtypes mean the same tensor.
+    Args:
+        tensors: name -> tensor of this rank's teacher.
+        state: what all later draws depend on (step, seed, unit, ...), compared under the name "(step)".
     """
     found: dict[int, list[str]] = {}
-    for name, rank, _ in _deviations(teacher):
+    for name, rank, _ in _deviations(tensors, state):
         found.setdefault(rank, []).append(name)
     return found
 
 
-def repair(teacher: Teacher) -> dict[int, list[str]]:
-    """Send every tensor that `verify` names from a rank of the majority; returns what `verify` found before.
+def repair(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> tuple[dict[int, list[str]], Mapping[str, Any] | None]:
+    """Overwrite every tensor that `verify` names by that of a rank of the majority.
 
-    Raises:
-        ValueError: a rank's teacher has another unit, buffers or update_every than the majority's.
+    Returns:
+        What `verify` found, and the state of the majority if this rank's differs.
     """
     found: dict[int, list[str]] = {}
-    tensors, mistake = _tensors(teacher), None
-    for name, rank, source in _deviations(teacher):
+    majority_state = None
+    for name, rank, source in _deviations(tensors, state):
         found.setdefault(rank, []).append(name)
         tensor = local(tensors[name]).detach() if name in tensors else None
         if dist.get_rank() == source:  # as objects, which any backend sends, wherever the tensors are
-            dist.send_object_list([teacher.get_extra_state() if tensor is None else tensor.cpu()], dst=rank)
+            dist.send_object_list([state if tensor is None else tensor.cpu()], dst=rank)
         elif dist.get_rank() == rank:
             received: list[Any] = [None]
             dist.recv_object_list(received, src=source)
-            if tensor is not None:
+            if tensor is None:
+                majority_state = received[0]
+            else:
                 tensor.copy_(received[0])
-                continue
-            try:
-                teacher.set_extra_state(received[0])
-            except ValueError as error:
-                mistake = error  # raised once nobody waits to send any more
-    if mistake is not None:
-        raise mistake
-    return found
+    return found, majority_state
 
 
-def _deviations(teacher: Teacher) -> list[tuple[str, int, int]]:
+def _deviations(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """(name, deviating rank, first rank of the majority), the same list on every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return []
     own: _Pieces = {
         name: ((*rows(t, name), local(t).numel(), tuple(t.shape), str(t.dtype)), _hash(local(t)))
-        for name, t in _tensors(teacher).items()
+        for name, t in tensors.items()
     }
-    own["(step)"] = (), repr(teacher.get_extra_state()).encode()
+    own["(step)"] = (), repr(state).encode()
     gathered: list[_Pieces] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
     deviations = []
-    for name in {name: None for pieces in gathered for name in pieces}:  # ranks may hold different parts of a model
+    for name in {name: None for pieces in gathered for name in pieces}:
         holders: dict[tuple[object, ...], dict[bytes, list[int]]] = {}
         for rank, pieces in enumerate(gathered):
             if name in pieces:
@@ -94,13 +88,8 @@ def _deviations(teacher: Teacher) -> list[tuple[str, int, int]]:
     return sorted(deviations)
 
 
-def _tensors(teacher: Teacher) -> dict[str, Tensor]:
-    """Canonical name -> tensor, in the order of the names."""
-    return {pair.name: pair.teacher for pair in Pairing(teacher.module, teacher.module).pairs}
-
-
 def _hash(tensor: Tensor) -> bytes:
-    """Of a tensor's bytes, read in place: torch without NumPy has no other way to them."""
+    """Hash a tensor's bytes in place; without NumPy torch has no other access to them."""
     data = tensor.detach().cpu().contiguous()
     raw = (ctypes.c_char * (data.numel() * data.element_size())).from_address(data.data_ptr()) if data.numel() else b""
     return hashlib.blake2b(raw, digest_size=16).digest()

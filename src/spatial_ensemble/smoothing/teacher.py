@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal, Self, get_args
 
@@ -9,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.smoothing import diagnostics, ranks
-from spatial_ensemble.smoothing.draw import Place
 from spatial_ensemble.smoothing.kernels.plain import capturing
-from spatial_ensemble.smoothing.pairing import Pair, Pairing, memory, unwrap
-from spatial_ensemble.smoothing.plan import Plan
+from spatial_ensemble.smoothing.pairing import memory, pair_tensors, unwrap
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.shards import is_fsdp, local, reshard
-from spatial_ensemble.smoothing.units import UNITS, Group, Unit, everywhere, place
+from spatial_ensemble.smoothing.units import UNITS, Group, MaskLayout, Unit
+from spatial_ensemble.smoothing.update import Buffers as Buffers
+from spatial_ensemble.smoothing.update import Plan, Settings
 
-Buffers = Literal["average", "copy", "follow", "keep"]
 OnNonfinite = Literal["raise", "skip"]
 
 
@@ -26,39 +26,44 @@ class Teacher(nn.Module):
 
         T <- K * T + (1 - K) * (m * T + (1 - m) * S)
 
-    The teacher is an exact copy at first, gets no gradients, and stays in eval mode whatever a parent module's
-    `train()` says; `teacher.module.train()` puts it into train mode. Masks are a function of (seed, step, canonical
-    name, index in the global tensor) alone: every rank and shard draws alike, and no communication is needed.
-    `state_dict()` holds what the network itself saves, step and seed, sharded or not, and is refused by a teacher of
-    another unit, buffers or update_every; the rule, its schedules and the group are functions, and have to be given
-    anew. torch.distributed.checkpoint saves and loads {"teacher": teacher} at any number of ranks.
+    The teacher starts as an exact copy, gets no gradients, and stays in eval mode: a parent module's `train()` does not
+    change it; `teacher.module.train()` does. Masks are a function of (seed, step, canonical name, index in the global
+    tensor) alone: every rank and shard draws alike, without communication. Calling the teacher changes nothing in eval
+    mode; in train mode BatchNorm updates its running statistics.
+
+    `state_dict()` holds the network's own state, step and seed, sharded or not. A teacher of another unit, buffers or
+    update_every refuses it; the rule, its schedules and the group are functions, and must be passed again.
+    torch.distributed.checkpoint saves and loads {"teacher": teacher} at any number of ranks.
+
+    Frozen parameters follow the rule like all others: where teacher and student are equal it changes nothing.
+    Floating buffers and frozen parameters that hold an inf at the first update, such as attention masks, are copied.
 
     Args:
-        student: the network to copy, perhaps wrapped by DistributedDataParallel or torch.compile.
+        student: the network to copy, possibly wrapped by DistributedDataParallel or torch.compile.
         smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
         unit: which weights share one draw: all that one module owns ("layer"), one parameter ("tensor", as in the
             paper's released code), one slice along dimension 0 ("channel"), or one weight ("element"; slow for weights
-            in channels_last memory, which the compiled kernels do not take with it).
+            in channels_last memory, which the compiled kernels do not support with it).
         group: maps a parameter's canonical name to a key; equal keys share their draws.
-        buffers: floating buffers are averaged at every step ("average"), copied ("copy"), move under their
-            module's draw ("follow", with unit="layer"), or stay ("keep"). Integer buffers are copied unless kept.
-        seed: of the draws.
-        dtype: of the teacher's floating tensors, such as torch.float32 beside a bfloat16 student.
-        device: of the teacher.
+        buffers: floating buffers are averaged at every step ("average"), copied ("copy"), preserved with their module
+            ("follow", needs unit="layer"), or left alone ("keep"). Integer buffers are copied unless kept.
+        seed: seed of the draws.
+        dtype: dtype of the teacher's floating tensors, such as torch.float32 for a bfloat16 student.
+        device: device of the teacher.
         update_every: act at every n-th call of `update` only.
-        module: a ready copy to smooth into, e.g. one that `fully_shard` cut like the student, which then cannot be
-            copied; it takes on the student's values.
-        on_nonfinite: what `update` does when the student holds an inf or NaN: raise a ValueError that names the tensor,
-            or skip the update and count it in `skipped`. Costs one read of the student, a host wait on a GPU, and for
+        module: a ready copy to smooth into, e.g. one sharded by `fully_shard`, since sharded students cannot be copied;
+            it is set to the student's values.
+        on_nonfinite: what `update` does if the student holds an inf or NaN: "raise" a ValueError that names the tensor,
+            or "skip" the update and count it in `skipped`. Costs one read of the student, a host wait on a GPU, and for
             a sharded student one number reduced over its ranks, so that all decide alike.
 
     Attributes:
         module: the teacher network.
-        step: how often `update` has been called (skipped updates not counted).
+        step: number of calls of `update`, skipped ones not counted.
         skipped: updates skipped for a non-finite student.
 
-    Source: Huang et al. 2021 (arXiv 2110.01253). Unlike its released code the first copy is exact, masks are seeded by
-        name and step, and the step is part of the state.
+    Source: Huang et al. 2021 (arXiv 2110.01253). Unlike in its released code, the first copy is exact, masks are seeded
+        by name and step, and the step is part of the state.
 
     Example:
         >>> student = nn.Linear(4, 2)
@@ -104,69 +109,65 @@ class Teacher(nn.Module):
         self.skipped = 0
         source, what = (unwrap(student), "student") if module is None else (module, "module")
         _check_tensors(source, what, dtype)
-        pairs = [] if module is None else Pairing(module, student).pairs
+        pairs = [] if module is None else pair_tensors(module, student)
         for pair in pairs:
             if not pair.is_buffer and memory(pair.teacher) == memory(pair.student):
-                raise ValueError(f"module shares its tensor {pair.name!r} with the student: give a network of its own")
-        with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+                raise ValueError(f"module shares its tensor {pair.name!r} with the student: pass a separate copy")
+        with torch.inference_mode(False):  # inference tensors cannot be written to outside of inference mode
             self.module = (_copy(source) if module is None else module).to(device=device, dtype=dtype)
             self.module.requires_grad_(False).eval()
+        self.training = False
         self._plan: Plan | None = None
         if module is not None:
             with torch.no_grad():
-                for pair in Pairing(module, student).pairs:
+                for pair in pair_tensors(module, student):
                     local(pair.teacher).copy_(local(pair.student))
 
     @property
     def seed(self) -> int:
-        """The seed of the draws."""
+        """Seed of the draws."""
         return self._seed
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._seed = operator.index(seed)  # NumPy's integers would draw under another name
+        self._seed = operator.index(seed)  # the repr of NumPy's integers would give another key
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The teacher's answer: no gradients, eval mode."""
+        """The teacher's outputs, without gradients; `module.training` decides between eval and train mode."""
         return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
-        """Does nothing: a parent's `train()` must not switch the teacher's normalisation and dropout on.
+        """Does nothing: a parent's `train()` must not put the teacher's normalisation and dropout into train mode.
 
-        To run the teacher in train mode, call `teacher.module.train()`.
+        For a teacher in train mode call `teacher.module.train()`.
         """
         return self
 
     def update(self, student: nn.Module) -> None:
         """Smooth the student into the teacher; call it once after each optimizer step.
 
-        No communication, no device synchronisation (`on_nonfinite` needs them, and frozen parameters once), no memory
+        No communication, no device synchronisation (except by `on_nonfinite` and in the first update), and no memory
         that grows with the model.
-
-        A parameter that has and needs no gradient is copied at the first update. After that, while it is equal to the
-        teacher's and is not written to, it is left alone: the rule would change nothing. One that is trained all the
-        same, and frozen only while `update` is called, follows the rule as any other, with one exception: what a fused
-        optimizer writes is not seen where its gradients are set to None before `update`.
 
         Raises:
             ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], or the student is
-                not finite under on_nonfinite="raise". The teacher is then unchanged.
+                non-finite under on_nonfinite="raise". The teacher is then unchanged.
         """
         if torch.compiler.is_compiling():
-            torch.compiler.disable(self._update)(student)  # as a decorator it would import the compiler at once
+            torch.compiler.disable(self._update)(student)  # a decorator would import the compiler at once
         else:
             self._update(student)
 
     @torch.no_grad()
     def _update(self, student: nn.Module) -> None:
-        plan = self._prepare(student)
+        plan = self._current_plan(student)
         momentum, preserve_prob = self.smoothing.at(self.step)
         buffer_momentum = self.smoothing.buffer_momentum_at(self.step)
         if self.on_nonfinite is not None and (name := plan.first_nonfinite()) is not None:
             if self.on_nonfinite == "raise":
                 raise ValueError(
-                    f"the student's tensor {name!r} is not finite at step {self.step}; the teacher is unchanged"
+                    f"the student's tensor {name!r} is non-finite at step {self.step}; the teacher is unchanged"
                 )
             self.skipped += 1
             return
@@ -176,33 +177,40 @@ class Teacher(nn.Module):
             plan.run(self.step, momentum, preserve_prob, buffer_momentum)
         self.step += 1
 
-    def places(self) -> dict[str, Place]:
-        """Canonical name -> place of its draws, for every tensor under the mask."""
-        placed = ((pair.name, self._place(pair)) for pair in Pairing(self.module, self.module).pairs)
-        return {name: where for name, where in placed if where is not None and where.key is not None}
+    def mask_layouts(self) -> dict[str, MaskLayout]:
+        """Canonical name -> mask layout, for every tensor under the mask."""
+        settings = self._settings()
+        layouts = {pair.name: settings.layout(pair) for pair in pair_tensors(self.module, self.module)}
+        return {name: layout for name, layout in layouts.items() if layout is not None and layout.key is not None}
 
     def age(self) -> dict[str, Tensor]:
         """Steps since each unit was last replaced or averaged: int64, [] for a tensor or layer, [units] for finer ones.
 
-        Nothing is stored for it: the ages are found again from the draws, those of frozen parameters too, and from the
-        present rule at the steps gone by. A unit that never moved has age `step`.
+        Recomputed from the draws and the present rule; nothing is stored. A unit that never moved has age `step`.
         """
-        return diagnostics.ages(self)
+        return diagnostics.ages(self.mask_layouts(), self.smoothing, self.step, self.update_every)
 
     def fingerprint(self) -> str:
         """A hash of the step and of every tensor, the same for equal teachers on any number of ranks or shards."""
-        return ranks.fingerprint(self)
+        return ranks.fingerprint(self._tensors(), self.step)
 
     def verify_ranks(self) -> dict[int, list[str]]:
         """Compare the teachers of all ranks: {rank: [names of tensors unlike the majority's]}, {} if all agree.
 
         Step, seed and options are compared under the name "(step)".
         """
-        return ranks.verify(self)
+        return ranks.verify(self._tensors(), self.get_extra_state())
 
     def repair(self) -> dict[int, list[str]]:
-        """Overwrite tensors that `verify_ranks` finds to differ by the majority's; returns what was mended."""
-        return ranks.repair(self)
+        """Overwrite what `verify_ranks` finds to differ by the majority's; returns what it found.
+
+        Raises:
+            ValueError: this rank's teacher has another unit, buffers or update_every than the majority's.
+        """
+        found, state = ranks.repair(self._tensors(), self.get_extra_state())
+        if state is not None:
+            self.set_extra_state(state)
+        return found
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
@@ -214,16 +222,16 @@ class Teacher(nn.Module):
             "update_every": self.update_every,
         }
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         own = self.get_extra_state()
         for name in ("unit", "buffers", "update_every"):
             if state[name] != own[name]:
                 raise ValueError(
-                    f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}: its masks would not go on; "
-                    f"build the Teacher with {name}={state[name]!r}"
+                    f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}: "
+                    f"its masks would not continue; build the Teacher with {name}={state[name]!r}"
                 )
         self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
-        self._plan = None  # which was made for other values
+        self._plan = None  # which depends on loaded values
 
     def extra_repr(self) -> str:
         return (
@@ -232,52 +240,76 @@ class Teacher(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "_plan": None}  # a copy or pickle must not hold on to the student
+        return {**state, "_plan": None}  # a copy or pickle must not hold the student
 
-    def _prepare(self, student: nn.Module) -> Plan:
-        rule, apart = (self.seed, self.unit, self.group, self.buffer_policy), self.smoothing.buffer_momentum is not None
-        plan = self._plan
-        if plan is None or not plan.holds(student, rule, apart):
-            reshard(self, student)
-            if plan is None or not plan.holds(student, rule, apart):
-                pairing = Pairing(self.module, student, buffers=self.buffer_policy != "keep")
-                plan = Plan(
-                    student, pairing, self._place, rule, first=self.step < self.update_every, buffers_apart=apart
-                )
-                self._plan = plan
+    def _settings(self) -> Settings:
+        own_momentum = self.smoothing.buffer_momentum is not None
+        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own_momentum)
+
+    def _current_plan(self, student: nn.Module) -> Plan:
+        """The cached plan, rebuilt if stale."""
+        plan, settings = self._plan, self._settings()
+        if plan is not None and plan.is_current(student, settings):
+            return plan
+        reshard(self, student)  # FSDP2 may hold gathered weights in the place of the shards
+        if plan is None or not plan.is_current(student, settings):
+            plan = self._plan = Plan(self.module, student, settings)
         return plan
 
-    def _place(self, pair: Pair) -> Place | None:
-        """Where a pair's draws lie, or None for a buffer that is copied or kept."""
-        t = pair.teacher
-        if not (t.is_floating_point() or t.is_complex()):
-            return None
-        if not pair.is_buffer or self.buffer_policy == "follow":
-            return place(t, pair.name, self.unit, self.seed, self.group)
-        return everywhere(local(t)) if self.buffer_policy == "average" else None
+    def _tensors(self) -> dict[str, Tensor]:
+        """Canonical name -> tensor, sorted by name."""
+        return {pair.name: pair.teacher for pair in pair_tensors(self.module, self.module)}
+
+
+def fraction_replaced(teacher: Teacher) -> float:
+    """The share of all weights under the mask that moved at the last update that acted; 1 - p on average.
+
+    Example:
+        >>> from spatial_ensemble import Teacher, spatial_ensemble
+        >>> student = nn.Linear(4, 2)
+        >>> teacher = Teacher(student, spatial_ensemble(preserve_prob=0.0))
+        >>> teacher.update(student)
+        >>> fraction_replaced(teacher)
+        1.0
+    """
+    return diagnostics.fraction_moved(teacher.mask_layouts(), teacher.smoothing, teacher.step, teacher.update_every)
+
+
+def distance(teacher: Teacher, student: nn.Module) -> dict[str, float]:
+    """Canonical name -> Euclidean distance between a teacher's floating tensor and the student's.
+
+    For sharded tensors it is the distance of the whole ones, and all their ranks must call it.
+
+    Example:
+        >>> from spatial_ensemble import Teacher, spatial_ensemble
+        >>> student = nn.Linear(4, 2)
+        >>> distance(Teacher(student, spatial_ensemble(0.5)), student)
+        {'bias': 0.0, 'weight': 0.0}
+    """
+    return diagnostics.distances(pair_tensors(teacher.module, student))
 
 
 def _check_tensors(module: nn.Module, what: str, dtype: torch.dtype | None) -> None:
-    """Refuse tensors that have no values, or would lose a part of them in the teacher's dtype."""
+    """Refuse tensors without values, and complex ones that a real dtype would truncate."""
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(f"the {what}'s tensor {name!r} is lazy and uninitialised: run one batch through it first")
         if tensor.is_meta:
             raise ValueError(
                 f"the {what}'s tensor {name!r} is on the meta device and has no values: call to_empty and initialise "
-                "it before the Teacher is built"
+                "it before building the Teacher"
             )
         if dtype is not None and tensor.is_complex() and not dtype.is_complex:
             raise ValueError(f"dtype={dtype} would drop the imaginary part of {name!r} ({tensor.dtype}): leave it out")
 
 
 def _copy(student: nn.Module) -> nn.Module:
-    reshard(student)  # or refuse what fully_shard did not shard
+    reshard(student)  # raises for FSDP1
     if is_fsdp(student):
         raise ValueError(
             "the student is sharded by fully_shard, and such a module cannot be copied. Either build the teacher first "
-            "and shard it alike: teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module). "
-            "Or give it a copy that is sharded alike: Teacher(student, ..., module=ready_sharded_copy)"
+            "and shard both alike: teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module). "
+            "Or pass a copy that is sharded alike: Teacher(student, ..., module=ready_sharded_copy)"
         )
     return deepcopy(student)
 

@@ -1,8 +1,8 @@
-"""The rule on the CPU: one parallel pass over a table of float32 tensors, in loops that numba compiles (cpu_loops.py).
+"""The rule on the CPU: one parallel pass over a table of float32 tensors, in loops compiled by numba (cpu_loops.py).
 
-Each thread takes chunks of the table until none is left. The threads are torch's own (its OpenMP team), so nothing is
-oversubscribed, `torch.set_num_threads` is followed, and a fork is as safe as it is for torch. The arithmetic is that of
-`torch.lerp` to the bit, which `works` makes sure of on the machine at hand.
+Each thread takes chunks of the table until none is left. The threads are torch's own OpenMP team, not numba's: `prange`
+would add a second pool beside it, ignore `torch.set_num_threads`, and abort in a forked worker. The arithmetic is that
+of `torch.lerp` to the bit, which `works` checks on this machine.
 """
 
 import ctypes
@@ -17,117 +17,82 @@ import torch
 from numba import types
 from torch import Tensor
 
-from spatial_ensemble.smoothing.draw import Place
-from spatial_ensemble.smoothing.kernels.cpu_loops import (
-    BFLOAT16,
-    CHUNK,
-    COPY,
-    FLOAT16,
-    FLOAT32,
-    LARGE,
-    ROW,
-    SMALL,
-    Job,
-    search,
-    work,
-)
-from spatial_ensemble.smoothing.kernels.layout import is_flat
+from spatial_ensemble.smoothing.kernels import cpu_loops as loops
+from spatial_ensemble.smoothing.kernels.flat import is_flat
+from spatial_ensemble.smoothing.kernels.protocol import Kernel, Triple
+from spatial_ensemble.smoothing.units import MaskLayout
 
-STUDENTS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+STUDENTS = {torch.float32: loops.FLOAT32, torch.bfloat16: loops.BFLOAT16, torch.float16: loops.FLOAT16}
 
 
-class Table:
-    """The rule over pairs of tensors that this kernel takes, for as long as they lie where they lay."""
+class CpuKernel(Kernel):
+    """Takes flat tensors: float32 teachers of float32, bfloat16 or float16 students."""
 
-    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
+    def __init__(self, triples: Sequence[Triple]):
         self._teacher = [t for t, _, _ in triples]
-        self._tensors = [*self._teacher, *(s for _, s, _ in triples)]
-        self._strided = [tensor for tensor in self._tensors if tensor.ndim > 1]
-        self._layout = self._read_layout()
-        self._storages = [t.untyped_storage() for t in self._tensors]  # so that no address is used a second time
-        self._students = [s for _, s, _ in triples if s.numel()]
+        self._storages = [x.untyped_storage() for t, s, _ in triples for x in (t, s)]  # keep addresses valid
+        filled = [triple for triple in triples if triple[0].numel()]
+        self._students = [s for _, s, _ in filled]
         rows: list[tuple[int, ...]] = []
         chunks = 0
-        for t, s, place in triples:
-            if t.numel():
-                draws = (place.key is not None, place.whole, *(place.key or (0, 0)), place.unit_size, *place[3:])
-                rows.append((t.data_ptr(), s.data_ptr(), STUDENTS[s.dtype], t.numel(), chunks, 0, *draws))
-                chunks += -(-t.numel() // CHUNK)
-        self._rows = np.array(rows, ROW)
-        self._job = Job(chunks=chunks, rows=self._rows.ctypes.data, tensors=len(rows))
+        for t, s, layout in filled:
+            draws = (layout.key is not None, layout.whole, *(layout.key or (0, 0)), layout.unit_size, *layout[3:])
+            rows.append((t.data_ptr(), s.data_ptr(), STUDENTS[s.dtype], t.numel(), chunks, 0, *draws))
+            chunks += -(-t.numel() // loops.CHUNK)
+        self._rows = np.array(rows, loops.ROW)
+        self._job = loops.Job(chunks=chunks, rows=self._rows.ctypes.data, tensors=len(rows))
 
-    def holds(self) -> bool:
-        """Whether no tensor was given other memory, as by `parameter.data = ...`."""
-        return self._read_layout() == self._layout
+    @staticmethod
+    def takes(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
+        on_cpu = t.device.type == s.device.type == "cpu"
+        return on_cpu and t.dtype == torch.float32 and s.dtype in STUDENTS and is_flat(t, s, layout)
+
+    @staticmethod
+    def works() -> bool:
+        generator = torch.Generator("cpu").manual_seed(0)
+        t, s = torch.randn(2, 77, generator=generator, dtype=torch.float32, device="cpu")
+        for weight in (0.1, 0.5, 0.9):
+            moved = t.clone()
+            CpuKernel([(moved, s, MaskLayout(None, 1, 77, 77, 77, 0))]).run(0, 0, weight)
+            if not moved.equal(t.lerp(s, weight)):  # without fused multiply-add in torch or here
+                return False
+        return True
 
     def run(self, step: int, threshold: int, weight: float) -> None:
-        torch.autograd.graph.increment_version(self._teacher)  # first, while `holds` has them in the caches
-        job = self._job
-        job.next, job.step, job.threshold = 0, step, threshold
-        job.formula, job.factor = _formula(weight)
-        _in_parallel(work, job)
+        torch.autograd.graph.increment_version(self._teacher)
+        self._job.step, self._job.threshold = step, threshold
+        rounded = np.float32(weight)  # as torch.lerp does on the CPU
+        if weight == 1:
+            self._pass(loops.COPY)
+        elif rounded < 0.5:
+            self._pass(loops.SMALL, float(rounded))
+        else:
+            self._pass(loops.LARGE, float(rounded - np.float32(1)))
 
     def nonfinite(self) -> list[Tensor]:
-        """The student's tensors that hold an inf or NaN."""
-        self._job.next = 0
         self._rows["nonfinite"] = 0
-        _in_parallel(search, self._job)
+        self._pass(loops.SEARCH)
         return [self._students[i] for i in self._rows["nonfinite"].nonzero()[0]]
 
-    def _read_layout(self) -> list[object]:
-        return [
-            *map(Tensor.data_ptr, self._tensors),
-            *map(Tensor.numel, self._tensors),
-            *map(Tensor.stride, self._strided),
-        ]
-
-
-def takes(t: Tensor, s: Tensor, place: Place) -> bool:
-    """Whether this kernel smooths `s` into `t`: flat memory, into float32."""
-    return (
-        t.device.type == s.device.type == "cpu"
-        and t.dtype == torch.float32
-        and s.dtype in STUDENTS
-        and is_flat(t, s, place)
-    )
-
-
-@cache
-def works() -> bool:
-    """Whether the compiled loops round as torch does on this machine: both then use fused multiply-add."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    t, s = torch.randn(2, 77, generator=generator, dtype=torch.float32, device="cpu")
-    moved = [t.clone() for _ in range(3)]
-    for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True):
-        Table([(result, s, Place(None, 1, 77, 77, 77, 0))]).run(0, 0, weight)
-    return all(result.equal(t.lerp(s, weight)) for result, weight in zip(moved, (0.1, 0.5, 0.9), strict=True))
-
-
-def _formula(weight: float) -> tuple[int, float]:
-    """(which formula, its factor), rounded to float32 as torch.lerp does on the CPU."""
-    rounded = np.float32(weight)
-    if weight == 1:
-        return COPY, 0.0
-    return (SMALL, float(rounded)) if rounded < 0.5 else (LARGE, float(rounded - np.float32(1)))
-
-
-def _in_parallel(part: Callable[[int], None], job: Job) -> None:
-    """Let each thread do its part of a job, on torch's own OpenMP team; where torch has none, on threads of its own."""
-    compiled, address, threads = _compiled(part), ctypes.addressof(job), min(torch.get_num_threads(), job.chunks)
-    if (parallel := _openmp()) is not None:
-        parallel(compiled.address, address, threads, 0)
-        return
-    others = [threading.Thread(target=compiled.ctypes, args=(address,)) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    compiled.ctypes(address)
-    for thread in others:
-        thread.join()
+    def _pass(self, formula: int, factor: float = 0.0) -> None:
+        """One parallel pass over the table."""
+        job = self._job
+        job.next, job.formula, job.factor = 0, formula, factor
+        work, address, threads = _compiled(), ctypes.addressof(job), min(torch.get_num_threads(), job.chunks)
+        if (parallel := _openmp()) is not None:
+            parallel(work.address, address, threads, 0)
+            return
+        others = [threading.Thread(target=work.ctypes, args=(address,)) for _ in range(threads - 1)]
+        for thread in others:
+            thread.start()
+        work.ctypes(address)
+        for thread in others:
+            thread.join()
 
 
 @cache
 def _openmp() -> Callable[..., None] | None:
-    """`GOMP_parallel(function, data, threads, flags)` of the OpenMP library that torch itself is linked with."""
+    """`GOMP_parallel(function, data, threads, flags)` of the OpenMP library torch is linked with, if any."""
     parallel = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
     if parallel is not None:
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -136,9 +101,10 @@ def _openmp() -> Callable[..., None] | None:
 
 
 @cache
-def _compiled(part: Callable[[int], None]) -> Any:
-    """`work` or `search` as machine code, kept on disk if numba finds a place for it."""
+def _compiled() -> Any:
+    """`work` as machine code, cached on disk if numba finds a writable directory."""
+    compiled = numba.cfunc(types.void(types.intp), error_model="numpy", fastmath={"contract"}, cache=True)
     try:
-        return numba.cfunc(types.void(types.intp), cache=True, error_model="numpy")(part)
+        return compiled(loops.work)
     except RuntimeError:  # no writable directory
-        return numba.cfunc(types.void(types.intp), error_model="numpy")(part)
+        return numba.cfunc(types.void(types.intp), error_model="numpy", fastmath={"contract"})(loops.work)

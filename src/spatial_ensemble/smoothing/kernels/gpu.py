@@ -1,20 +1,19 @@
 # mypy: disallow-untyped-decorators=False
-"""The rule on a GPU, in Triton: a few launches for all tensors, masks drawn inside. NOT YET MEASURED on a GPU.
+"""The rule on a GPU, in Triton: a few launches for all tensors, masks drawn inside. Not yet measured on a GPU.
 
-Tests hold it to the reference through Triton's interpreter on a CPU. One program takes a chunk of one tensor, found in
-a table of pointers on the device; where a tensor, channel or element is preserved it loads and stores nothing. There is
-no host synchronisation.
+Tests compare it with the reference through Triton's interpreter on a CPU. One program handles a chunk of one tensor,
+found in a table of pointers on the device; for a preserved tensor, channel or element it neither loads nor stores.
+There is no host synchronisation.
 
-The step is counted on the device, so that an update may be captured in a CUDA graph: after one update outside of the
-graph (it builds the table), each replay goes on where the last update or replay stopped. What the host knows is frozen
-in the graph: schedules keep their value at the capture, and `teacher.step`, which the capture itself raises by one,
-sees no replays: add their number less one to it before saving, or before calling `update` outside of the graph again.
-After loading a state capture anew: a graph goes on with the tensors, the seed and the step that it was captured with.
+CUDA graphs: the step is counted on the device, so an update can be captured after one update outside of the graph,
+which builds the table. Each replay continues at the step after the last update or replay. Host values are frozen in the
+graph: schedules keep their value at the capture, and replays do not change `teacher.step`, which the capture itself
+raises by one: add the number of replays less one before saving, or before calling `update` outside of the graph again.
+After loading a state capture again: a graph keeps the tensors, seed and step of its capture.
 """
 
 import contextlib
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,19 +21,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spatial_ensemble.smoothing.draw import Place
-from spatial_ensemble.smoothing.kernels import plain
-from spatial_ensemble.smoothing.kernels.layout import is_flat
+from spatial_ensemble.smoothing.kernels.flat import is_flat
+from spatial_ensemble.smoothing.kernels.plain import PlainKernel, capturing, nonfinite
+from spatial_ensemble.smoothing.kernels.protocol import Kernel, Triple
+from spatial_ensemble.smoothing.units import MaskLayout
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-CHUNK = 4096  # elements a program takes: eight parts of eight times 64, as the draws lie
-WHOLE, ELEMENTS, UNITS = range(3)  # how a program finds its draws
-SMALL, LARGE, COPY = range(3)  # torch.lerp's two formulas, for weights below one half and above; and weight 1
+CHUNK = 4096  # elements per program: eight spans of 512 draws
+WHOLE, ELEMENTS, UNITS = range(3)  # how a program maps elements to draws
+SMALL, LARGE, COPY = range(3)  # torch.lerp's formulas for weights below and above one half; weight 1
 
 _CHUNK, _WHOLE, _ELEMENTS, _SMALL, _COPY = (tl.constexpr(value) for value in (CHUNK, WHOLE, ELEMENTS, SMALL, COPY))
 
-
-_captured: "list[Table]" = []  # a graph goes on to read what they hold in memory, so they stay as long as the process
+_captured: "list[GpuKernel]" = []  # kept for the life of the process: graphs read the memory they hold
 
 
 class Kind(NamedTuple):
@@ -44,45 +43,60 @@ class Kind(NamedTuple):
     teacher: torch.dtype
     student: torch.dtype
     draws: int  # WHOLE, ELEMENTS or UNITS
-    group: int  # neighbours that are known to share a draw
-    wide: bool  # whether memory begins and ends at multiples of 16 elements, so that several are loaded at once
+    group: int  # neighbouring elements that share a draw
+    wide: bool  # whether addresses and sizes are multiples of 16, for vector loads
 
 
-class Table:
-    """The rule over pairs of tensors that this kernel takes, for as long as they lie where they lay."""
+class GpuKernel(Kernel):
+    """Takes flat tensors of one GPU."""
 
-    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
-        self._teacher = [t for t, _, _ in triples]
-        self._tensors = [*self._teacher, *(s for _, s, _ in triples)]
-        self._layout = self._read_layout()
-        self._storages = [tensor.untyped_storage() for tensor in self._tensors]  # so that no address is used again
-        alike: dict[Kind, list[tuple[Tensor, Tensor, Place]]] = {}
+    def __init__(self, triples: Sequence[Triple]):
+        self._teacher, self._students = [t for t, _, _ in triples], [s for _, s, _ in triples]
+        self._storages = [tensor.untyped_storage() for tensor in self._teacher + self._students]  # keep addresses valid
+        alike: dict[Kind, list[Triple]] = {}
         for triple in triples:
             if triple[0].numel():
                 alike.setdefault(_kind(*triple), []).append(triple)
         self._launches = [(kind, *_rows(kind, members)) for kind, members in alike.items()]
-        with torch.inference_mode(False):  # what is made in inference mode cannot be written to outside of it
+        with torch.inference_mode(False):  # inference tensors cannot be written to outside of inference mode
             self._clocks = {kind.device: torch.zeros(1, dtype=torch.int64, device=kind.device) for kind in alike}
 
-    def holds(self) -> bool:
-        """Whether no tensor was given other memory, as by `parameter.data = ...`."""
-        return self._read_layout() == self._layout
+    @staticmethod
+    def takes(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
+        return (
+            t.device.type == "cuda"
+            and t.device == s.device
+            and t.dtype in DTYPES
+            and s.dtype in DTYPES
+            and is_flat(t, s, layout)
+        )
+
+    @staticmethod
+    def works() -> bool:
+        generator = torch.Generator("cuda").manual_seed(0)
+        t, s = torch.randn(2, 96, 16, device="cuda", dtype=torch.float32, generator=generator)
+        for unit_size in (1, 16, 1536):
+            layout = MaskLayout((1, 2), unit_size, 1536 // unit_size, 1536, 1536, 0)
+            moved, expected = t.clone(), t.clone()
+            GpuKernel([(moved, s, layout)]).run(3, 1 << 15, 0.25)
+            PlainKernel([(expected, s, layout)]).run(3, 1 << 15, 0.25)
+            if not (torch.equal(moved == t, expected == t) and torch.allclose(moved, expected, rtol=1e-6, atol=1e-6)):
+                return False
+        return True
 
     def nonfinite(self) -> list[Tensor]:
-        """The student's tensors that hold an inf or NaN; waits for the GPU."""
-        return plain.nonfinite(self._tensors[len(self._teacher) :])
+        return nonfinite(self._students)
 
     def run(self, step: int, threshold: int, weight: float) -> None:
-        """Smooth all pairs at a step, with a weight above 0; while a graph is captured, at the device's own step."""
         rounded = torch.tensor(weight, dtype=torch.float32, device="cpu").item()
         formula = COPY if weight == 1 else SMALL if rounded < 0.5 else LARGE
-        if plain.capturing():
+        if capturing():
             _captured.append(self)
         else:
             for clock in self._clocks.values():
                 clock.fill_(step)
         for kind, rows, chunks in self._launches:
-            # Nothing is preserved at a threshold of 0, so no draw is needed.
+            # At a threshold of 0 nothing is preserved: no draws are needed.
             draws, group = (WHOLE, 1) if threshold == 0 and kind.draws == UNITS else (kind.draws, kind.group)
             tensors = rows.shape[1]
             with torch.cuda.device(kind.device) if kind.device.type == "cuda" else contextlib.nullcontext():
@@ -99,60 +113,31 @@ class Table:
                     STUDENT=DTYPES[kind.student],
                     BITS=max(tensors - 1, 1).bit_length(),
                     WIDE=kind.wide,
-                    enable_fp_fusion=False,  # where a product and a sum are to be rounded once, `_move` says so
+                    enable_fp_fusion=False,  # `_move` fuses explicitly
                 )
         for clock in self._clocks.values():
             clock.add_(1)
         torch.autograd.graph.increment_version(self._teacher)
 
-    def _read_layout(self) -> list[object]:
-        return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in self._tensors]
 
-
-def takes(t: Tensor, s: Tensor, place: Place) -> bool:
-    """Whether this kernel smooths `s` into `t`: flat memory on one GPU, of floats of at most 32 bits."""
-    return (
-        t.device.type == "cuda"
-        and t.device == s.device
-        and t.dtype in DTYPES
-        and s.dtype in DTYPES
-        and is_flat(t, s, place)
-    )
-
-
-@cache
-def works() -> bool:
-    """Whether the kernel gives plain torch's masks and, to a rounding, its values on the current GPU."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    t, s = torch.randn(2, 96, 16, device="cuda", dtype=torch.float32, generator=generator)
-    for unit_size in (1, 16, 1536):
-        place = Place((1, 2), unit_size, 1536 // unit_size, 1536, 1536, 0)
-        moved, expected = t.clone(), t.clone()
-        Table([(moved, s, place)]).run(3, 1 << 15, 0.25)
-        plain.Table([(expected, s, place)]).run(3, 1 << 15, 0.25)
-        if not (torch.equal(moved == t, expected == t) and torch.allclose(moved, expected, rtol=1e-6, atol=1e-6)):
-            return False
-    return True
-
-
-def _kind(t: Tensor, s: Tensor, place: Place) -> Kind:
+def _kind(t: Tensor, s: Tensor, layout: MaskLayout) -> Kind:
     wide = all(number % 16 == 0 for number in (t.data_ptr(), s.data_ptr(), t.numel()))
-    if place.whole:
+    if layout.whole:
         return Kind(t.device, t.dtype, s.dtype, WHOLE, 1, wide)
-    if place.unit_size == 1 and place.row == t.numel():
+    if layout.unit_size == 1 and layout.row == t.numel():
         return Kind(t.device, t.dtype, s.dtype, ELEMENTS, 1, False)
-    together = all(number % 8 == 0 for number in (place.unit_size, place.row, place.stride, place.offset))
+    together = all(number % 8 == 0 for number in (layout.unit_size, layout.row, layout.stride, layout.offset))
     return Kind(t.device, t.dtype, s.dtype, UNITS, 8 if together else 1, wide and together)
 
 
-def _rows(kind: Kind, triples: Sequence[tuple[Tensor, Tensor, Place]]) -> tuple[Tensor, int]:
+def _rows(kind: Kind, triples: Sequence[Triple]) -> tuple[Tensor, int]:
     """(int64 [fields, tensors] on the device, number of chunks)."""
     rows, chunks = [], 0
-    for t, s, place in triples:
-        key = place.key or (0, 0)
-        fields = (t.data_ptr(), s.data_ptr(), t.numel(), chunks, place.key is not None, *key, place.unit_size)
-        rows.append([*map(int, fields), place.row, place.stride, place.offset])
-        skipped = place.offset % 512 if kind.draws == ELEMENTS else 0  # a chunk begins where 512 draws begin
+    for t, s, layout in triples:
+        key = layout.key or (0, 0)
+        fields = (t.data_ptr(), s.data_ptr(), t.numel(), chunks, layout.key is not None, *key, layout.unit_size)
+        rows.append([*map(int, fields), layout.row, layout.stride, layout.offset])
+        skipped = layout.offset % 512 if kind.draws == ELEMENTS else 0  # align chunks with spans of 512 draws
         chunks += -(-(skipped + t.numel()) // CHUNK)
     return torch.tensor(rows, dtype=torch.int64, device="cpu").t().contiguous().to(kind.device), chunks
 

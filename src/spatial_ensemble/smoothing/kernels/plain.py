@@ -1,4 +1,4 @@
-"""The rule in plain torch: on every device and dtype, with the same bits as the other kernels."""
+"""The rule in plain torch: any device and dtype, with the same bits as the CPU kernel."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -7,61 +7,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_ensemble.smoothing.draw import Place, draws_at, draws_between
+from spatial_ensemble.smoothing.draw import draws_at, draws_between
+from spatial_ensemble.smoothing.kernels.protocol import Kernel, Triple
+from spatial_ensemble.smoothing.units import MaskLayout
 
-CHUNK = 1 << 13  # elements handled at a time: temporary memory stays below 1 MiB whatever the model
-GPU_CHUNK = 1 << 20  # where each piece costs a hundred launches
+CHUNK = 1 << 13  # elements per piece: temporary memory stays below 1 MiB for any model
+GPU_CHUNK = 1 << 20  # on a GPU each piece costs a hundred launches
 
 
-class Table:
-    """The rule over pairs of tensors of any kind. The other kernels' tables have the same four methods."""
+class PlainKernel(Kernel):
+    """Takes pairs of tensors of any kind."""
 
-    def __init__(self, triples: Sequence[tuple[Tensor, Tensor, Place]]):
-        # Alike in kind one after another, so that one call moves many.
-        self._triples = sorted(triples, key=lambda triple: _kind(*triple[:2]))
-        self._shapes = self._read_shapes()
+    def __init__(self, triples: Sequence[Triple]):
+        self._triples = sorted(triples, key=lambda triple: _kind(*triple[:2]))  # so that one call moves many
 
-    def holds(self) -> bool:
-        """Whether no tensor was given another shape; what else may change, each run asks the tensors anew."""
-        return self._read_shapes() == self._shapes
+    @staticmethod
+    def takes(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
+        return True
+
+    @staticmethod
+    def works() -> bool:
+        return True
 
     def nonfinite(self) -> list[Tensor]:
-        """The student's tensors that hold an inf or NaN."""
         return nonfinite([s for _, s, _ in self._triples])
 
     def run(self, step: int, threshold: int, weight: float) -> None:
-        """Smooth all pairs at a step, with a weight above 0."""
         if threshold and capturing():
             raise RuntimeError(
                 "plain torch cannot be captured in a CUDA graph: each replay would preserve the same units; "
-                "call update outside of the graph, or let Triton's kernel take all tensors"
+                "call update outside of the graph, or install triton and use tensors that its kernel supports"
             )
         whole = [triple for triple in self._triples if triple[2].whole or threshold == 0]
-        replaced = _replaced([place for _, _, place in whole], step, threshold)
+        replaced = _replaced([layout for _, _, layout in whole], step, threshold)
         moved = [(t, s) for (t, s, _), moves in zip(whole, replaced, strict=True) if moves]
         for _, alike in groupby(moved, key=lambda pair: _kind(*pair)):
             pairs = list(alike)
             _mix_([t for t, _ in pairs], [s for _, s in pairs], weight)
         if threshold:
-            for t, s, place in self._triples:
-                if place.whole:
+            for t, s, layout in self._triples:
+                if layout.whole:
                     continue
-                if t.device.type == "cpu" and t.ndim and t.numel() == place.row == t.shape[0] * place.unit_size:
-                    _mix_rows_(t, s, place, step, threshold, weight)
+                if t.device.type == "cpu" and t.ndim and t.numel() == layout.row == t.shape[0] * layout.unit_size:
+                    _mix_rows_(t, s, layout, step, threshold, weight)
                 else:
-                    _mix_fragments_(t, s, place, step, threshold, weight)
-
-    def _read_shapes(self) -> list[torch.Size]:
-        return [tensor.shape for t, s, _ in self._triples for tensor in (t, s)]
+                    _mix_fragments_(t, s, layout, step, threshold, weight)
 
 
 def capturing() -> bool:
-    """Whether a CUDA graph is being captured, in which the host's numbers are frozen."""
+    """Whether a CUDA graph is being captured."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def nonfinite(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those that hold an inf or NaN; one wait for a GPU and dtype, however many they are."""
+    """The tensors that hold an inf or NaN; one host wait per device and dtype."""
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
         return []
@@ -80,15 +79,15 @@ def _kind(t: Tensor, s: Tensor) -> tuple[str, str, str, str]:
     return str(t.device), str(t.dtype), str(s.device), str(s.dtype)
 
 
-def _replaced(places: Sequence[Place], step: int, threshold: int) -> list[bool]:
-    """Which tensors, on each of which one draw decides, are not preserved."""
-    keyed = [place.key for place in places if place.key is not None]
+def _replaced(layouts: Sequence[MaskLayout], step: int, threshold: int) -> list[bool]:
+    """Which tensors are not preserved, where one draw decides for each."""
+    keyed = [layout.key for layout in layouts if layout.key is not None]
     if not (keyed and threshold):
-        return [True] * len(places)
+        return [True] * len(layouts)
     words = torch.tensor(keyed, dtype=torch.int64, device="cpu")
     draws = draws_at((words[:, 0], words[:, 1]), step, torch.zeros_like(words[:, 0]))
     moves = iter((draws >= threshold).tolist())
-    return [place.key is None or next(moves) for place in places]
+    return [layout.key is None or next(moves) for layout in layouts]
 
 
 def _mix_(teacher: list[Tensor], student: list[Tensor], weight: float) -> None:
@@ -103,50 +102,50 @@ def _mix_(teacher: list[Tensor], student: list[Tensor], weight: float) -> None:
                 t_piece.lerp_(s_piece.to(t.device, t.dtype), weight)
 
 
-def _mix_rows_(t: Tensor, s: Tensor, place: Place, step: int, threshold: int, weight: float) -> None:
-    """Channels on the CPU: a unit is a slice along dimension 0, and preserved ones are not touched."""
-    assert place.key is not None
-    first = place.offset // place.unit_size
+def _mix_rows_(t: Tensor, s: Tensor, layout: MaskLayout, step: int, threshold: int, weight: float) -> None:
+    """Channels on the CPU: a unit is a slice along dimension 0; preserved ones are not touched."""
+    assert layout.key is not None
+    first = layout.offset // layout.unit_size
     for start in range(0, len(t), CHUNK):
-        draws = draws_between(place.key, step, first + start, first + min(start + CHUNK, len(t)), t.device)
+        draws = draws_between(layout.key, step, first + start, first + min(start + CHUNK, len(t)), t.device)
         rows = (draws >= threshold).nonzero().flatten() + start
-        if place.unit_size >= CHUNK:
+        if layout.unit_size >= CHUNK:
             for row in rows.tolist():
                 _mix_([t[row]], [s[row]], weight)
             continue
-        for part in rows.split(CHUNK // place.unit_size):
+        for part in rows.split(CHUNK // layout.unit_size):
             moved = s[part].to(t.device, t.dtype)
             t[part] = moved if weight == 1 else t[part].lerp_(moved, weight)
 
 
-def _mix_fragments_(t: Tensor, s: Tensor, place: Place, step: int, threshold: int, weight: float) -> None:
+def _mix_fragments_(t: Tensor, s: Tensor, layout: MaskLayout, step: int, threshold: int, weight: float) -> None:
     for start, t_piece, s_piece in _pieces(t, s):
-        keep = (_piece_draws(place, step, start, t_piece) < threshold).view(t_piece.shape)
+        keep = (_piece_draws(layout, step, start, t_piece) < threshold).view(t_piece.shape)
         moved = s_piece.to(t.device, t.dtype)
         if weight != 1:
             moved = t_piece.lerp(moved, weight)
         t_piece.copy_(torch.where(keep, t_piece, moved))
 
 
-def _piece_draws(place: Place, step: int, start: int, piece: Tensor) -> Tensor:
-    """The draws of a piece's elements, of which the first is element `start` of the local tensor."""
-    assert place.key is not None
+def _piece_draws(layout: MaskLayout, step: int, start: int, piece: Tensor) -> Tensor:
+    """The draws of a piece's elements; its first is element `start` of the local tensor."""
+    assert layout.key is not None
 
     def unit(element: Any) -> Any:  # of int or Tensor
-        return (element // place.row * place.stride + place.offset + element % place.row) // place.unit_size
+        return (element // layout.row * layout.stride + layout.offset + element % layout.row) // layout.unit_size
 
     stop = start + piece.numel()
     first, last = unit(start), unit(stop - 1)
-    if last - first >= 2 * max(CHUNK, piece.numel()):  # a thin column of a wide matrix: its draws lie far apart
-        return draws_at(place.key, step, unit(torch.arange(start, stop, device=piece.device)))
-    draws = draws_between(place.key, step, first, last + 1, piece.device)
+    if last - first >= 2 * max(CHUNK, piece.numel()):  # a narrow column of a wide matrix: its draws are far apart
+        return draws_at(layout.key, step, unit(torch.arange(start, stop, device=piece.device)))
+    draws = draws_between(layout.key, step, first, last + 1, piece.device)
     if len(draws) == piece.numel():
         return draws
     return draws[unit(torch.arange(start, stop, device=piece.device)) - first]
 
 
 def _pieces(t: Tensor, s: Tensor, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(index of the first element, piece of t, piece of s) in row order, any strides, so many elements at most."""
+    """(index of the first element, piece of t, piece of s) in row-major order, for any strides."""
     most = GPU_CHUNK if "cuda" in (t.device.type, s.device.type) else CHUNK
     if t.numel() <= most:
         if t.numel():

@@ -1,15 +1,15 @@
-"""Which tensors a kernel may handle as flat memory."""
+"""Which tensors a kernel may treat as flat memory."""
 
 import torch
 from torch import Tensor, nn
 
-from spatial_ensemble.smoothing.draw import Place
+from spatial_ensemble.smoothing.units import MaskLayout
 
 
-def is_flat(t: Tensor, s: Tensor, place: Place) -> bool:
-    """Whether both are plain and dense and alike in memory, so that the kernel may go through it from end to end.
+def is_flat(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
+    """Whether both tensors are plain, dense and laid out alike, so that a kernel may run through their memory.
 
-    Elements must lie row by row, unless no draw cares for their order: those of a whole tensor, or of a channel.
+    Memory order must be row-major, unless the draws do not depend on it: one for the whole tensor, or one a channel.
     """
     if not (_is_plain(t) and _is_plain(s)):
         return False
@@ -17,7 +17,9 @@ def is_flat(t: Tensor, s: Tensor, place: Place) -> bool:
         return True
     if _order(t) != _order(s) or not _is_dense(t):
         return False
-    return place.whole or (t.numel() == place.row == t.shape[0] * place.unit_size and t.stride(0) == place.unit_size)
+    if layout.whole:
+        return True
+    return t.numel() == layout.row == t.shape[0] * layout.unit_size and t.stride(0) == layout.unit_size
 
 
 def _is_plain(tensor: Tensor) -> bool:
