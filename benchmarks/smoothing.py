@@ -1,10 +1,10 @@
-"""One update of the teacher, as a ratio to what it must move: one `lerp_` over a flat tensor of as many elements.
+"""One update of the teacher, relative to the traffic it needs: one `lerp_` over a flat tensor of as many elements.
 
     python benchmarks/smoothing.py [--quick] [--billion] [--out benchmarks/results/smoothing.md]
 
-All ways take turns within one run, but for the growth, and the medians of their times count. The peers are run as
-their own documentation has it; "the paper's released loop" is written anew from its description. With a CUDA device all
-of it is measured there (smoothing-cuda.md): the device's own time, with the host ahead of it as it is in training.
+All ways but the growth take turns within one run; medians are reported. The peers run as their own documentation shows;
+"the paper's released loop" is rewritten from its description. With a CUDA device everything is measured there
+(smoothing-cuda.md): device time, with the host running ahead as in training.
 """
 
 import argparse
@@ -97,13 +97,13 @@ def ways(student: nn.Module) -> dict[str, Way]:
         "reading both flat tensors, no more": lambda: torch.dot(flat_teacher, flat_student),
         "torch._foreach_lerp_ on lists made once, nothing checked": unchecked(student),
         "ours, TMA": lambda: averaged.update(student),
-        "of it, the look whether both networks are as they were": partial(averaged._prepare, student),
+        "of it, the staleness check": partial(averaged._current_plan, student),
         "ours, TMA, on_nonfinite='skip'": ours(Smoothing(MOMENTUM), on_nonfinite="skip"),
     }
     found |= {f"ours, STS, {unit}": ours(Smoothing(MOMENTUM, PRESERVE_PROB), unit=unit) for unit in UNITS}
     found["ours, SE, tensor"] = ours(Smoothing(0.0, PRESERVE_PROB))
     found |= {
-        f"without that look: {name}": unlooked(Teacher(student, Smoothing(MOMENTUM, p), unit=unit), student)
+        f"without that check: {name}": without_check(Teacher(student, Smoothing(MOMENTUM, p), unit=unit), student)
         for name, p, unit in (
             ("TMA", 0.0, "tensor"),
             ("STS, tensor", PRESERVE_PROB, "tensor"),
@@ -130,9 +130,9 @@ def ways(student: nn.Module) -> dict[str, Way]:
     return found
 
 
-def unlooked(teacher: Teacher, student: nn.Module) -> Way:
-    """What an update would take if nobody had to look whether both networks are as they were."""
-    plan, steps = teacher._prepare(student), itertools.count()
+def without_check(teacher: Teacher, student: nn.Module) -> Way:
+    """An update without its staleness check."""
+    plan, steps = teacher._current_plan(student), itertools.count()
     return lambda: plan.run(next(steps), MOMENTUM, teacher.smoothing.at(0)[1], MOMENTUM)
 
 
@@ -145,13 +145,13 @@ def replay(update: Way) -> Way:
 
 
 def unchecked(student: nn.Module) -> Way:
-    """The average of parameters and floating buffers, with no regard to what becomes of the student."""
+    """The average of parameters and floating buffers, with no check at all."""
     kept = [t.detach() for t in [*student.parameters(), *student.buffers()] if t.is_floating_point()]
     return partial(torch._foreach_lerp_, [t.clone() for t in kept], kept, 1 - MOMENTUM)
 
 
 def released(student: nn.Module, preserve_prob: float) -> Way:
-    """Tensor by tensor, a draw of NumPy's global generator, and the average by three temporaries."""
+    """Per tensor a draw of NumPy's global generator, and an average with three temporaries."""
     teacher = copy.deepcopy(student)
 
     def update() -> None:
@@ -163,7 +163,7 @@ def released(student: nn.Module, preserve_prob: float) -> Way:
 
 
 def medians(ways: dict[str, Way], updates: int, warm_up: int = 3) -> dict[str, float]:
-    """Median seconds of each way, the ways in turns, so that a busy moment falls on all of them."""
+    """Median seconds of each way, measured in turns, so that load from outside affects all alike."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(warm_up + updates):
         for way, run in ways.items():
@@ -179,7 +179,7 @@ def timed(run: Way) -> float:
         run()
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]  # some 10 ms, in which the host gets ahead
+    torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]  # about 10 ms, so that the host runs ahead
     begin.record()
     run()
     end.record()
@@ -196,7 +196,7 @@ def table(measured: dict[str, dict[str, float]]) -> list[str]:
 
 
 def memory() -> list[str]:
-    """Peak memory beyond what was held before the updates, by Linux's own high-water mark or the GPU's allocator."""
+    """Peak memory beyond what was held before the updates, by Linux's high-water mark or the GPU's allocator."""
     student = torchvision.models.resnet50().to(DEVICE)
     lines = []
     for unit in UNITS:
@@ -211,7 +211,7 @@ def memory() -> list[str]:
 
 
 def first_update() -> list[str]:
-    """Seconds that the first update of a new process takes: compiling, and then with the cache on disk."""
+    """Seconds for the first update of a new process: with compiling, then with the cache on disk."""
     program = (
         "import time, torch, spatial_ensemble as s; net = torch.nn.Linear(9, 9); t = s.Teacher(net, s.Smoothing(0.9));"
         "start = time.perf_counter(); t.update(net); print(time.perf_counter() - start)"
@@ -228,19 +228,19 @@ def first_update() -> list[str]:
 
 
 def held(*, peak: bool) -> int:
-    """Bytes of memory: the most since the last call without `peak`, or those held now."""
+    """Bytes of memory: the peak since the last call without `peak`, or the present use."""
     if CUDA:
         if not peak:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     if not peak:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM" if peak else "VmRSS")).split()[1])
 
 
 def growth(updates: int, most: int) -> list[str]:
-    """From 1 M parameters by factors of ten, in square linear layers of at most 16 M weights."""
+    """From 1 M parameters in factors of ten, in square linear layers of at most 10 M weights."""
     lines = [
         "Growth, milliseconds an update:",
         "",
@@ -278,7 +278,7 @@ def growth(updates: int, most: int) -> list[str]:
 
 
 def shares(steps: int) -> list[str]:
-    """What an update is of a whole training step, without loading and augmenting images."""
+    """The update's share of a training step, without loading and augmenting images."""
     lines = []
     for name, network, sizes in (("fixmatch", "wrn-28-2", (64, 448)), ("byol", "resnet18-cifar", (0, 64))):
         method = methods.get(name)(networks.build(network, channels=3, size=32), 10, methods.options_of(name)()).to(

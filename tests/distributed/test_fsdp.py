@@ -278,7 +278,7 @@ def test_what_cannot_work_is_refused_with_the_ways_that_do(worlds: dict[int, Wor
         assert "teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module)" in copied
         assert "Teacher(student, ..., module=ready_sharded_copy)" in copied
         assert "'filters.weight' has shape (5, 1, 3) sharded (Shard(dim=0),)" in unlike
-        assert "must have the same shape and be sharded alike" in unlike
+        assert "must have the same shape and sharding" in unlike
         for message in first_generation:
             assert "cannot smooth a FullyShardedDataParallel module" in message
             assert "by torch.distributed.fsdp.fully_shard" in message

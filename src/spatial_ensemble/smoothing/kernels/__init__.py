@@ -14,11 +14,11 @@ def choose(triples: Sequence[Triple]) -> list[Kernel]:
     """Kernels that together update all triples; plain torch takes what no compiled kernel does."""
     devices = {t.device.type for t, _, _ in triples}
     left, chosen = list(triples), list[Kernel]()
-    for kernel in (_cpu() if "cpu" in devices else None, _gpu() if "cuda" in devices else None):
+    for kernel in (_cpu() if "cpu" in devices else None, _gpu() if "cuda" in devices else None, PlainKernel):
         if kernel is not None and (taken := [triple for triple in left if kernel.takes(*triple)]):
             left = [triple for triple in left if not kernel.takes(*triple)]
             chosen.append(kernel(taken))
-    return [*chosen, PlainKernel(left)] if left else chosen
+    return chosen
 
 
 def _cpu() -> type[Kernel] | None:
@@ -35,9 +35,10 @@ def _load(module: str, name: str, package: str) -> type[Kernel] | None:
     if importlib.util.find_spec(package) is None:
         return None
     try:
-        kernel: type[Kernel] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-        if not kernel.works():
+        loaded = importlib.import_module(f"{__name__}.{module}")
+        if not loaded.works():
             raise RuntimeError("its values differ from torch's on this machine")
+        kernel: type[Kernel] = getattr(loaded, name)
         return kernel
     except Exception as error:  # an update must not fail for want of speed
         warnings.warn(f"{package} cannot run the {module} kernel, updates run in plain torch: {error}", stacklevel=2)

@@ -71,19 +71,6 @@ class GpuKernel(Kernel):
             and is_flat(t, s, layout)
         )
 
-    @staticmethod
-    def works() -> bool:
-        generator = torch.Generator("cuda").manual_seed(0)
-        t, s = torch.randn(2, 96, 16, device="cuda", dtype=torch.float32, generator=generator)
-        for unit_size in (1, 16, 1536):
-            layout = MaskLayout((1, 2), unit_size, 1536 // unit_size, 1536, 1536, 0)
-            moved, expected = t.clone(), t.clone()
-            GpuKernel([(moved, s, layout)]).run(3, 1 << 15, 0.25)
-            PlainKernel([(expected, s, layout)]).run(3, 1 << 15, 0.25)
-            if not (torch.equal(moved == t, expected == t) and torch.allclose(moved, expected, rtol=1e-6, atol=1e-6)):
-                return False
-        return True
-
     def nonfinite(self) -> list[Tensor]:
         return nonfinite(self._students)
 
@@ -118,6 +105,20 @@ class GpuKernel(Kernel):
         for clock in self._clocks.values():
             clock.add_(1)
         torch.autograd.graph.increment_version(self._teacher)
+
+
+def works() -> bool:
+    """Whether masks equal plain torch's, and values agree to rounding, on this GPU."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    t, s = torch.randn(2, 96, 16, device="cuda", dtype=torch.float32, generator=generator)
+    for unit_size in (1, 16, 1536):
+        layout = MaskLayout((1, 2), unit_size, 1536 // unit_size, 1536, 1536, 0)
+        moved, expected = t.clone(), t.clone()
+        GpuKernel([(moved, s, layout)]).run(3, 1 << 15, 0.25)
+        PlainKernel([(expected, s, layout)]).run(3, 1 << 15, 0.25)
+        if not (torch.equal(moved == t, expected == t) and torch.allclose(moved, expected, rtol=1e-6, atol=1e-6)):
+            return False
+    return True
 
 
 def _kind(t: Tensor, s: Tensor, layout: MaskLayout) -> Kind:

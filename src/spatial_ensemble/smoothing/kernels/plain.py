@@ -25,10 +25,6 @@ class PlainKernel(Kernel):
     def takes(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
         return True
 
-    @staticmethod
-    def works() -> bool:
-        return True
-
     def nonfinite(self) -> list[Tensor]:
         return nonfinite([s for _, s, _ in self._triples])
 

@@ -26,10 +26,6 @@ class Kernel(Protocol):
     def takes(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
         """Whether the kernel supports these devices, dtypes and memory layouts."""
 
-    @staticmethod
-    def works() -> bool:
-        """Self-test on this machine."""
-
     def run(self, step: int, threshold: int, weight: float) -> None:
         """One update: preserve where a draw is below the threshold; weight in (0, 1], of which 1 copies."""
 
