@@ -136,7 +136,7 @@ def rank_other_mesh() -> str:
 def test_a_module_whose_shards_lie_on_other_ranks_is_refused(world4: World):
     # Both are cut in two along the same dimensions, but rank 1 has the first half of one and the second of the other.
     for message in world4(rank_other_mesh):
-        assert "they must have the same shape and be sharded alike" in message
+        assert "they must have the same shape and sharding" in message
 
 
 def rank_disjoint_meshes(culprit: int) -> tuple[object, ...]:
@@ -168,5 +168,5 @@ def rank_too_many_cuts() -> str:
 def test_a_shard_that_is_no_run_of_rows_is_refused(world4: World):
     for message in world4(rank_too_many_cuts):
         assert "cannot draw for '0'" in message
-        assert "cut (3, 4, 4) along dimensions [1, 2]" in message
-        assert "cut it along one dimension, or along dimension 0 and one other" in message
+        assert "shard (3, 4, 4) along dimensions [1, 2]" in message
+        assert "shard along one dimension, or along dimension 0 and one other" in message

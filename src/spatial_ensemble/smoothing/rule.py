@@ -1,4 +1,4 @@
-"""The rule: one formula, of which the moving average, Spatial Ensemble and both together are three settings."""
+"""The rule: one formula; the moving average, Spatial Ensemble and their combination are three settings of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Smoothing:
         T <- K * T + (1 - K) * (m * T + (1 - m) * S),    K ~ Bernoulli(p), one draw per unit and step
 
     Args:
-        momentum: m in [0, 1], or a schedule step -> m. 0 replaces, 1 never changes.
+        momentum: m in [0, 1], or a schedule step -> m. 0 replaces by the student, 1 changes nothing.
         preserve_prob: p in [0, 1], or a schedule step -> p. 0 preserves nothing: the moving average.
-        buffer_momentum: the momentum of buffers that no draw preserves (`Teacher(buffers="average")`); None: m.
+        buffer_momentum: momentum of averaged buffers (`Teacher(buffers="average")`), which no draw preserves; None: m.
 
     Raises:
-        ValueError: one of them is no number in [0, 1]; for a schedule, at the step where it leaves [0, 1].
+        ValueError: a value is not a number in [0, 1]; for a schedule, at the step where it leaves [0, 1].
 
     Source: Huang et al. 2021 (arXiv 2110.01253), equations for SE and STS.
 
@@ -49,9 +49,9 @@ class Smoothing:
         return _value("buffer_momentum", own, step)
 
     def matched(self) -> "Smoothing":
-        """The moving average of the same expected update rate (1 - p)(1 - m), and m for averaged buffers, as here.
+        """The moving average of the same expected update rate (1 - p)(1 - m); averaged buffers keep their momentum.
 
-        A gain over a moving average alone may come from its speed; a gain over this one does not.
+        A gain over another moving average may come from the update rate alone; a gain over this one does not.
 
         Example:
             >>> Smoothing(momentum=0.99, preserve_prob=0.5).matched()
@@ -64,7 +64,7 @@ class Smoothing:
 
 
 def temporal_moving_average(momentum: float | Schedule) -> Smoothing:
-    """TMA, the "EMA" that everyone uses: T <- m T + (1 - m) S at every step.
+    """TMA, the usual EMA: T <- m T + (1 - m) S at every step.
 
     Example:
         >>> temporal_moving_average(0.999)
@@ -74,7 +74,7 @@ def temporal_moving_average(momentum: float | Schedule) -> Smoothing:
 
 
 def spatial_ensemble(preserve_prob: float | Schedule) -> Smoothing:
-    """SE: a unit stays with probability p and is otherwise replaced by the student's.
+    """SE: a unit is preserved with probability p and otherwise replaced by the student's.
 
     A unit's age, in steps since it was replaced, is geometric with mean p / (1 - p).
 
@@ -86,7 +86,7 @@ def spatial_ensemble(preserve_prob: float | Schedule) -> Smoothing:
 
 
 def spatial_temporal_smoothing(momentum: float | Schedule, preserve_prob: float | Schedule) -> Smoothing:
-    """STS: a unit stays with probability p and is otherwise averaged.
+    """STS: a unit is preserved with probability p and otherwise averaged.
 
     Example:
         >>> spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)

@@ -1,4 +1,4 @@
-"""Schedules: plain callables step -> float, for momentum and preserve_prob alike. Steps count from 0."""
+"""Schedules for momentum and preserve_prob: plain callables step -> float. Steps count from 0."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ def constant(value: float) -> Schedule:
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """From `start` at step 0 in a straight line to `end` at step `steps`, and `end` from there on.
+    """Linear from `start` at step 0 to `end` at step `steps`, then constant.
 
     Example:
         >>> linear(0.0, 0.5, steps=10)(5)
@@ -27,7 +27,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """The paper's and BYOL's: end - (end - start) (1 + cos(pi k / K)) / 2, and `end` from step K on.
+    """The paper's and BYOL's schedule: end - (end - start) (1 + cos(pi k / K)) / 2 up to step K, then `end`.
 
     With start = m0 and end = 1 this is 1 - (1 - m0)(1 + cos(pi k / K)) / 2 (Grill et al. 2020, section 3.2).
 
@@ -40,10 +40,10 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
 
 def warmup(value: float, steps: int = 10) -> Schedule:
-    """min(value, (1 + k) / (steps + k)): a short memory at first, so that an early teacher is no stale one.
+    """min(value, (1 + k) / (steps + k)): a short memory at first, so that the early teacher is not stale.
 
-    `steps` is the k at which the ramp has passed one half, roughly. Source: the `num_updates` rule of
-    tf.train.ExponentialMovingAverage, (1 + k) / (10 + k).
+    The ramp passes one half at about k = `steps`. Source: `num_updates` of tf.train.ExponentialMovingAverage, which is
+    (1 + k) / (10 + k).
 
     Example:
         >>> momentum = warmup(0.999)

@@ -1,4 +1,4 @@
-"""What DTensor and FSDP2 do to tensors and modules; neither is imported here, since that takes seconds."""
+"""DTensor and FSDP2; neither is imported here, since that takes seconds."""
 
 import math
 import sys
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether a tensor is a DTensor; asked by attribute, so that nothing need be imported."""
+    """Whether a tensor is a DTensor, judged by an attribute so that nothing is imported."""
     return hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory."""
-    return tensor._local_tensor if is_sharded(tensor) else tensor  # to_local makes a view, 100 times the time
+    return tensor._local_tensor if is_sharded(tensor) else tensor  # to_local creates a view, at 100 times the cost
 
 
 def is_fsdp(module: nn.Module) -> bool:
-    """Whether `fully_shard` was applied to a module or to a part of it."""
+    """Whether `fully_shard` was applied to a module or a submodule."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in module.modules())
 
@@ -31,11 +31,11 @@ def is_fsdp(module: nn.Module) -> bool:
 def reshard(*modules: nn.Module) -> None:
     """Put FSDP2's shards back into the modules, without communication.
 
-    After a forward without a backward its root still holds gathered weights, perhaps in the dtype of its mixed
-    precision, where the shards should be.
+    After a forward without a backward the root module still holds gathered weights, possibly in the dtype of its mixed
+    precision.
 
     Raises:
-        ValueError: a module of FSDP1, whose flat shards have no names of their own to draw by.
+        ValueError: a module of FSDP1, whose flat shards mix tensors of many names.
     """
     if (fsdp := sys.modules.get("torch.distributed.fsdp")) is None:
         return
@@ -44,17 +44,17 @@ def reshard(*modules: nn.Module) -> None:
             if isinstance(part, fsdp.FullyShardedDataParallel):
                 raise ValueError(
                     "cannot smooth a FullyShardedDataParallel module: its flat shards mix tensors of many names; "
-                    "shard student and teacher.module by torch.distributed.fsdp.fully_shard"
+                    "shard student and teacher.module by torch.distributed.fsdp.fully_shard instead"
                 )
             if isinstance(part, fsdp.FSDPModule):
                 part.reshard()
 
 
 def rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
-    """(row, stride, offset): which elements of the global tensor this rank holds; see `draw.Place`.
+    """(row, stride, offset): which elements of the global tensor this rank holds; see `units.MaskLayout`.
 
     Raises:
-        ValueError: the shard is partial, or a box that is not one run of equal rows.
+        ValueError: the placement is partial, or the shard is not one run of equal rows.
     """
     everything = tensor.numel(), tensor.numel(), 0
     if not is_sharded(tensor):
@@ -68,8 +68,8 @@ def rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
         return everything
     if sizes != tuple(local(tensor).shape) or (len(cut) > 1 and math.prod(sizes[: cut[-2]]) > 1):
         raise ValueError(
-            f"cannot draw for {name!r}: its placements {tensor.placements} cut {shape} along dimensions {cut}; "
-            "cut it along one dimension, or along dimension 0 and one other"
+            f"cannot draw for {name!r}: its placements {tensor.placements} shard {shape} along dimensions {cut}; "
+            "shard along one dimension, or along dimension 0 and one other"
         )
     last = cut[-1]
     first = sum(offsets[dim] * math.prod(shape[dim + 1 : last]) for dim in range(last))
@@ -78,10 +78,10 @@ def rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
 
 
 def least(value: int, tensors: list[Tensor]) -> int:
-    """The least value on the ranks that share these tensors' shards; no communication if none is sharded."""
+    """The least value over the ranks that share these tensors' shards; no communication if none is sharded."""
     meshes = [tensor.device_mesh for tensor in tensors if is_sharded(tensor)]
     groups = {group.group_name: (group, mesh.device_type) for mesh in meshes for group in mesh.get_all_groups()}
-    for group, device in groups.values():  # FSDP beside tensor parallelism: some tensors know one of two
+    for group, device in groups.values():  # with FSDP and tensor parallelism some tensors have only one of the groups
         flag = torch.tensor(value, device=device)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
         value = int(flag)

@@ -62,7 +62,7 @@ def work(job_address: int) -> None:
         start = (chunk - row.first_chunk) * CHUNK
         stop = min(start + CHUNK, row.numel)
         if job.formula == SEARCH:
-            if _holds_nonfinite(row, start, stop):
+            if _holds_nonfinite(row, start, stop, wide):
                 row.nonfinite = 1
         elif row.whole or job.threshold == 0:
             if row.drawn and job.threshold > 0:
@@ -158,20 +158,16 @@ def _student(row: Any, start: int, n: int, wide: Any) -> Any:
 
 
 @_jit
-def _holds_nonfinite(row: Any, start: int, stop: int) -> Any:
-    """Whether all bits of an exponent are set."""
-    if row.dtype == FLOAT32:
-        words = carray(_pointer(row.student + 4 * start), stop - start, uint32)
-        largest = uint32(0)
-        for i in range(stop - start):
-            largest = max(largest, words[i] & uint32(0x7F800000))
-        return largest == uint32(0x7F800000)
-    halves = carray(_pointer(row.student + 2 * start), stop - start, uint16)
-    exponent = uint16(0x7F80) if row.dtype == BFLOAT16 else uint16(0x7C00)
-    most = uint16(0)
-    for i in range(stop - start):
-        most = max(most, halves[i] & exponent)
-    return most == exponent
+def _holds_nonfinite(row: Any, start: int, stop: int, wide: Any) -> Any:
+    """Whether all bits of some exponent are set."""
+    largest = uint32(0)
+    while start < stop:
+        n = min(PIECE, stop - start)
+        bits = _student(row, start, n, wide).view(np.uint32)
+        for i in range(n):
+            largest = max(largest, bits[i] & uint32(0x7F800000))
+        start += n
+    return largest == uint32(0x7F800000)
 
 
 @_jit
