@@ -113,6 +113,17 @@ def test_two_parameters_that_exchange_their_names_are_paired_anew():
         assert torch.equal(tensors(teacher.module)[name], before[name].lerp(tensors(net)[name], 0.5))
 
 
+def test_a_parameter_under_another_name_is_seen():
+    net = student()
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    teacher.update(net)
+    scale = net.scale
+    del net.scale
+    net.factor = scale  # the same tensors in the same order
+    with pytest.raises(ValueError, match="missing 'scale'; extra 'factor'"):
+        teacher.update(net)
+
+
 def test_a_parameter_added_where_there_was_none_is_seen():
     net = student()
     teacher = Teacher(net, temporal_moving_average(0.5))
