@@ -116,8 +116,8 @@ class Plan:
         free: list[Triple] = []
         for pair in self._pairs:
             layout = self._settings.layout(pair)
-            constant = pair.is_buffer or not pair.student.requires_grad
-            if layout is None or (constant and (_holds_inf(pair.student) or _holds_inf(pair.teacher))):
+            frozen = not pair.student.requires_grad
+            if layout is None or (frozen and (_holds_inf(pair.student) or _holds_inf(pair.teacher))):
                 copied.append(pair)
             else:
                 (free if layout.key is None else drawn).append((local(pair.teacher), local(pair.student), layout))
@@ -149,7 +149,7 @@ def _is_inexact(tensor: Tensor) -> bool:
 
 def _holds_inf(tensor: Tensor) -> bool:
     """Whether a floating tensor holds an inf and no NaN."""
-    part = local(tensor.detach())
+    part = local(tensor).detach()
     if not part.numel():
         return False
     real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
