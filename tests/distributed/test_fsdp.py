@@ -98,14 +98,17 @@ def rank_whole_teacher() -> list[str]:
     student, plain = uneven(norm=group_norm), uneven(norm=group_norm)
     teacher, whole = Teacher(student, RULE, unit="element"), Teacher(plain, RULE, unit="element")
     shard(student), fully_shard(teacher)
+    plans = set()
     for step in range(3):
         teacher(batch(step))
         with torch.no_grad():
             for parameter in student.parameters():
                 local(parameter).add_(0.1)
         teacher.update(student)
+        plans.add(teacher._plan)
         put(plain, gathered(student))
         whole.update(plain)
+    assert len(plans) == 1  # gathered weights are put back, not planned for
     assert teacher.verify_ranks() == {} and teacher.age().keys() == whole.age().keys()
     return differences(gathered(teacher.module), whole.module.state_dict())
 

@@ -156,7 +156,7 @@ def test_a_list_of_many_kinds_at_once():
 @pytest.mark.parametrize("unit", UNITS)
 def test_large_tensors_are_cut_into_the_same_bits(unit):
     """Beyond the reference's patience: chunks, threads and boundaries, against plain torch."""
-    for shape in ((100_003,), (300, 1000), (2, 70_001)):
+    for shape in ((100_003,), (300, 1000), (2, 70_001), (20_000, 3)):
         t, s = random(shape, torch.float32, 0), random(shape, torch.float32, 1)
         layout = mask_layout(t, "w", unit, seed=1)
         expected = t.clone()
