@@ -117,6 +117,27 @@ def test_a_teacher_may_be_sharded_as_a_whole(worlds: dict[int, World]):
     assert worlds[2](rank_whole_teacher) == [[]] * 2
 
 
+def rank_replaced() -> list[str]:
+    """Parameters whose local tensors are replaced between two updates, as `module.to` replaces them."""
+    student, plain = uneven(norm=group_norm), uneven(norm=group_norm)
+    teacher, whole = Teacher(student, RULE, unit="element"), Teacher(plain, RULE, unit="element")
+    shard(teacher.module), shard(student)
+    for module in (student, teacher.module):
+        teacher.update(student), whole.update(plain)
+        for parameter in module.parameters():
+            parameter._local_tensor = local(parameter).clone()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                local(parameter).add_(0.1)
+        put(plain, gathered(student))
+    teacher.update(student), whole.update(plain)
+    return differences(gathered(teacher.module), whole.module.state_dict())
+
+
+def test_local_tensors_that_are_replaced_are_the_ones_averaged(worlds: dict[int, World]):
+    assert worlds[2](rank_replaced) == [[]] * 2
+
+
 def rank_toggled() -> list[str]:
     """A student that is frozen whenever `update` is called, as one of two networks that train in turns."""
     student, plain = uneven(norm=group_norm), uneven(norm=group_norm)
