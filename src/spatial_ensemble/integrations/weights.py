@@ -2,26 +2,21 @@
 
 from typing import Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spatial_ensemble.errors import UserError
-from spatial_ensemble.smoothing.pairing import canonical_names, pair_tensors
+from spatial_ensemble.smoothing.swap import Swap, copy_from
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
 class Loan:
-    """The teacher's weights lent to the student; the student's own are kept and given back, to the bit.
+    """Exchange the weights of teacher and student until `give_back`, or the end of a `with` block.
 
     Args:
-        teacher: whose parameters and buffers are lent.
-        student: into whose memory they are copied: optimizers, DistributedDataParallel and hooks notice nothing.
-
-    Attributes:
-        kept: the student's own tensors by their names in its `state_dict()`, as long as the loan lasts.
+        teacher: not to be used until the end: its module holds the student's weights.
+        student: evaluates and is saved as the teacher.
 
     Raises:
-        UserError: the student has a tensor that the teacher lacks; it is named, and the student unchanged.
+        ValueError: the student does not match the teacher; neither is changed.
 
     Example:
         >>> import torch
@@ -32,27 +27,13 @@ class Loan:
         ...     answer = student(torch.zeros(1, 2))  # the teacher's answer
     """
 
-    @torch.no_grad()
     def __init__(self, teacher: Teacher, student: nn.Module):
-        theirs, self._live = _tensors(teacher.module), _tensors(student)
-        names, own_names = canonical_names(theirs), canonical_names(self._live)
-        lent = {names[name]: tensor for name, tensor in theirs.items()}
-        for name, own in own_names.items():
-            if own not in lent:
-                raise UserError(
-                    f"the student's tensor {name!r} is not in the teacher: build the teacher when the student has all "
-                    "its layers"
-                )
-        self._own = {name: tensor.clone() for name, tensor in self._live.items()}
-        self.kept = {name: self._own[name] for name in student.state_dict() if name in self._own}
-        for name, tensor in self._live.items():
-            tensor.copy_(lent[own_names[name]])
+        self.teacher, self.student = teacher, student
+        self._swap = Swap(teacher.module, student)
 
-    @torch.no_grad()
     def give_back(self) -> None:
-        """Put the student's own weights back."""
-        for name, tensor in self._live.items():
-            tensor.copy_(self._own[name])
+        """Give both networks their own weights back, to the bit."""
+        self._swap.undo()
 
     def __enter__(self) -> Self:
         return self
@@ -61,14 +42,6 @@ class Loan:
         self.give_back()
 
 
-@torch.no_grad()
 def copy_student(teacher: Teacher, student: nn.Module) -> None:
     """Make the teacher an exact copy of the student, as it was after construction; its step stays."""
-    for pair in pair_tensors(teacher.module, student):
-        pair.teacher.copy_(pair.student)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """By the names of state_dict, and buffers that it leaves out."""
-    saved = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    return dict(module.named_buffers(remove_duplicate=False)) | saved
+    copy_from(teacher.module, student)
