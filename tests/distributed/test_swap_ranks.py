@@ -5,11 +5,13 @@ import torch
 from networks import RULE, batch, copied, differences, gathered, group_norm, sgd, train_step, uneven
 from test_fsdp import shard
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from world import World
 
 from spatial_ensemble import Teacher
+from spatial_ensemble.integrations.optimizer import update_after_step
 from spatial_ensemble.smoothing.swap import Swap, copy_to
 
 
@@ -47,3 +49,18 @@ def rank_evaluate(wrapper: str) -> list[object]:
 @pytest.mark.parametrize("wrapper", ["fsdp", "fsdp, bfloat16", "ddp"])
 def test_an_evaluation_with_the_teacher_leaves_the_training_as_it_was(worlds: dict[int, World], wrapper: str):
     assert worlds[2](rank_evaluate, wrapper) == [[[True, False]] * 3 + [[], [], []]] * 2
+
+
+def rank_empty_steps() -> tuple[object, ...]:
+    student, teacher = pair("fsdp")
+    optimizer = sgd(student)
+    update_after_step(optimizer, teacher, student)
+    get_optimizer_state_dict(student, optimizer)
+    before = teacher.step
+    optimizer.param_groups[0]["lr"] = 0.0  # the first step of a warm-up; not every rank has a share of each gradient
+    train_step(student, optimizer, batch(0))
+    return before, teacher.step
+
+
+def test_sharded_too_empty_steps_are_not_counted_and_warm_ups_are(world: World):
+    assert world(rank_empty_steps) == [(0, 1)] * world.size

@@ -408,3 +408,85 @@ def test_a_second_fit_begins_a_new_teacher(tmp_path):
     initial = weights(model)
     trainer(tmp_path, callback).fit(model)
     assert callback.teacher.fingerprint() == replay(initial, model.stepped).fingerprint()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"update_every": 3},
+        {"update_every": 2, "update_starting_at_step": 3},
+        {"update_every": 3, "update_starting_at_epoch": 1},
+        {"update_every": 0, "update_starting_at_epoch": 1},
+    ],
+    ids=str,
+)
+def test_it_acts_when_lightnings_own_averaging_acts_with_the_same_results(tmp_path, options, accumulate):
+    def run(callback: pl.Callback) -> tuple[Network, dict[str, object]]:
+        model = Network()
+        made = trainer(tmp_path, callback, max_epochs=3, accumulate_grad_batches=accumulate)
+        made.fit(model)
+        made.save_checkpoint(tmp_path / "last.ckpt")
+        return model, torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+
+    theirs = EMAWeightAveraging(
+        decay=0.9, **{"update_every_n_steps" if name == "update_every" else name: options[name] for name in options}
+    )
+    late = "update_starting_at_step" in options or options.get("update_every") == 0
+    ours = WeightSmoothing(temporal_moving_average(0.9 if late else lambda step: 0.9 if step else 0.0), **options)
+    (our_model, our_state), (their_model, their_state) = run(ours), run(theirs)
+    assert ours.teacher.step == theirs._average_model.n_averaged > 0
+    assert len(our_model.validated) == len(their_model.validated) == 2 + 3 * 8
+    pairs = [*zip(our_model.validated, their_model.validated, strict=True), (our_state, their_state)]
+    for our, their in [*pairs, (weights(our_model), weights(their_model))]:
+        assert our.keys() == their.keys()
+        for name in our.keys() - {"student.1.num_batches_tracked"}:  # integers, which are averaged there
+            torch.testing.assert_close(our[name], their[name], msg=name)
+    for step in range(8):
+        assert ours.should_update(step_idx=step) == theirs.should_update(step_idx=step)
+        assert ours.should_update(epoch_idx=step) == theirs.should_update(epoch_idx=step)
+
+
+def test_should_update_can_be_overridden_and_a_first_update_that_comes_late_copies(tmp_path):
+    class AtEpochs(WeightSmoothing):
+        def should_update(self, step_idx=None, epoch_idx=None):
+            return epoch_idx in (1, 3)
+
+    model, callback = Network(), AtEpochs(temporal_moving_average(0.5))
+    trainer(tmp_path, callback, max_epochs=5).fit(model)
+    assert callback.teacher.step == 2
+    first, second = model.stepped[2 * 8 - 1], model.stepped[4 * 8 - 1]
+    for name, parameter in callback.teacher.module.named_parameters():
+        torch.testing.assert_close(parameter.data, (first[name] + second[name]) / 2)
+
+
+def test_resumed_at_the_end_of_an_epoch_it_does_not_update_twice(tmp_path):
+    def fit(epochs: int, resume: Path | None) -> WeightSmoothing:
+        callback = WeightSmoothing(STS, update_every=0, update_starting_at_epoch=0)
+        keep = ModelCheckpoint(tmp_path / str(epochs), save_on_train_epoch_end=True, save_top_k=-1)
+        made = trainer(tmp_path, callback, keep, max_epochs=epochs, enable_checkpointing=True)
+        made.fit(Network(), ckpt_path=resume, weights_only=True)
+        return callback
+
+    whole = fit(3, None)
+    assert whole.teacher.step == 3
+    fit(2, None)
+    (saved,) = (tmp_path / "2").glob("epoch=1*")
+    assert fit(3, saved).teacher.fingerprint() == whole.teacher.fingerprint()
+
+
+def test_a_checkpoint_saved_within_a_validation_holds_both_networks_and_disturbs_nothing(tmp_path):
+    class Saves(Network):
+        def on_validation_epoch_end(self):
+            if self.stepped:
+                self.trainer.save_checkpoint(tmp_path / "within.ckpt")
+                self.saved_in = weights(self)
+
+    model, callback = Saves(), WeightSmoothing(STS, student="student")
+    trainer(tmp_path, callback).fit(model)
+    checkpoint = torch.load(tmp_path / "within.ckpt", weights_only=True)
+    assert equal(checkpoint["current_model_state"], model.stepped[-1])
+    assert equal(checkpoint["state_dict"], model.saved_in) and equal(model.saved_in, weights(model))
+    taught = next(state["teacher"] for state in checkpoint["callbacks"].values() if "teacher" in state)
+    assert torch.equal(taught["module.0.weight"], callback.teacher.module[0].weight)
