@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 from smoothing.students import assert_equal, student, tensors, walk
+from torch import nn
 
 from spatial_ensemble import (
     Smoothing,
     Teacher,
     constant,
     cosine,
+    delayed,
+    half_life,
     linear,
+    power,
     spatial_ensemble,
     spatial_temporal_smoothing,
     temporal_moving_average,
@@ -104,6 +108,12 @@ def test_buffers_may_have_a_schedule_of_their_own():
         (linear(0.2, 0.6, steps=4), {0: 0.2, 1: 0.3, 4: 0.6, 9: 0.6}),
         (cosine(0.99, 1.0, steps=100), {0: 0.99, 50: 0.995, 100: 1.0, 200: 1.0}),
         (warmup(0.999, steps=10), {0: 0.1, 10: 0.55, 10**6: 0.999}),
+        (power(1.0), {0: 0.0, 1: 0.25, 9: 0.81}),
+        (power(-0.5, update_every=3), {0: 0.0, 2: 0.0, 5: 0.5**0.5, 11: 0.75**0.5}),
+        (half_life(20), {0: 0.5**0.05, 1000: 0.5**0.05}),
+        (half_life(20, update_every=10), {0: 0.5**0.5}),
+        (delayed(3, 0.9), {0: 0.0, 2: 0.0, 3: 0.9, 100: 0.9}),
+        (delayed(3, linear(0.2, 0.6, steps=4)), {2: 0.0, 3: 0.2, 4: 0.3, 7: 0.6}),
     ],
 )
 def test_schedules_pass_through_their_points_and_travel_to_other_processes(schedule, points):
@@ -123,3 +133,76 @@ def test_cosine_is_the_papers():
 def test_a_schedule_of_no_steps_is_refused(make):
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         make(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: power(-1.0), "gamma must be above -1, got -1.0"),
+        (lambda: power(math.nan), "gamma must be above -1, got nan"),
+        (lambda: power(1.0, update_every=0), "update_every must be at least 1, got 0"),
+        (lambda: half_life(0), "steps must be above 0, got 0"),
+        (lambda: half_life(1, update_every=0), "update_every must be at least 1, got 0"),
+        (lambda: delayed(-1, 0.9), "start must be at least 0, got -1"),
+    ],
+)
+def test_impossible_schedules_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Number(nn.Module):
+    """A student of one weight in float64."""
+
+    def __init__(self, value: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([value], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("update_every", [1, 3])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 6.94])
+def test_a_power_average_weighs_students_by_a_power_of_their_number(gamma, update_every):
+    net = Number()
+    teacher = Teacher(net, temporal_moving_average(power(gamma, update_every=update_every)), update_every=update_every)
+    values = torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for value in values:
+        nn.init.constant_(net.weight, value)
+        teacher.update(net)
+    ends = torch.arange(0, 31, update_every, dtype=torch.float64) ** (gamma + 1)
+    expected = (ends.diff() / ends[-1] * values[update_every - 1 :: update_every]).sum()
+    torch.testing.assert_close(teacher.module.weight[0], expected)
+    if gamma == 0 and update_every == 1:
+        torch.testing.assert_close(expected, values.mean())
+
+
+@pytest.mark.parametrize("update_every", [1, 5])
+def test_after_a_half_life_half_of_the_first_student_is_left(update_every):
+    net = Number(1.0)
+    rule = temporal_moving_average(half_life(20, update_every=update_every))
+    teacher = Teacher(net, rule, update_every=update_every)
+    nn.init.zeros_(net.weight)
+    for _ in range(20):
+        teacher.update(net)
+    torch.testing.assert_close(teacher.module.weight.item(), 0.5)
+    assert rule.half_life() == pytest.approx(20 / update_every)
+
+
+@pytest.mark.parametrize(("momentum", "preserve_prob"), [(0.9, 0.0), (0.0, 0.7), (0.8, 0.5)])
+def test_the_half_life_of_a_rule_is_that_of_its_expected_weight(momentum, preserve_prob):
+    rule = spatial_temporal_smoothing(momentum, preserve_prob)
+    net = nn.Linear(1, 20_000, bias=False)
+    nn.init.ones_(net.weight)
+    teacher = Teacher(net, rule, unit="element")
+    nn.init.zeros_(net.weight)
+    updates = 5
+    for _ in range(updates):
+        teacher.update(net)
+    assert 2 ** (-updates / rule.half_life()) == pytest.approx(teacher.module.weight.mean().item(), abs=0.01)
+
+
+def test_half_lives_at_the_ends_and_along_a_schedule():
+    assert temporal_moving_average(0.0).half_life() == 0
+    assert temporal_moving_average(1.0).half_life() == spatial_ensemble(1.0).half_life() == math.inf
+    assert temporal_moving_average(delayed(3, 0.5)).half_life(step=2) == 0
+    assert temporal_moving_average(delayed(3, 0.5)).half_life(step=3) == pytest.approx(1)
+    assert temporal_moving_average(1 - 1e-12).half_life() == pytest.approx(math.log(2) * 1e12, rel=1e-4)

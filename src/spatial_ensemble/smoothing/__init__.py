@@ -9,7 +9,7 @@ from spatial_ensemble.smoothing.rule import (
     spatial_temporal_smoothing,
     temporal_moving_average,
 )
-from spatial_ensemble.smoothing.schedule import constant, cosine, linear, warmup
+from spatial_ensemble.smoothing.schedule import constant, cosine, delayed, half_life, linear, power, warmup
 
 if TYPE_CHECKING:
     from spatial_ensemble.smoothing.teacher import Teacher, distance, fraction_replaced
@@ -29,9 +29,12 @@ __all__ = [
     "Teacher",
     "constant",
     "cosine",
+    "delayed",
     "distance",
     "fraction_replaced",
+    "half_life",
     "linear",
+    "power",
     "spatial_ensemble",
     "spatial_temporal_smoothing",
     "temporal_moving_average",

@@ -1,5 +1,6 @@
 """The rule: one formula; the moving average, Spatial Ensemble and their combination are three settings of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,23 @@ class Smoothing:
         """The momentum of averaged buffers at a step, counted from 0."""
         own = self.momentum if self.buffer_momentum is None else self.buffer_momentum
         return _value("buffer_momentum", own, step)
+
+    def half_life(self, step: int = 0) -> float:
+        """Updates after which a student's expected weight in the teacher has halved, at the settings of one step.
+
+        h = log(1/2) / log(1 - (1 - p)(1 - m)); 0 for a plain copy, inf for a teacher that never changes.
+
+        Example:
+            >>> round(temporal_moving_average(0.9999).half_life())
+            6931
+            >>> round(spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7).half_life())
+            231
+        """
+        momentum, preserve_prob = self.at(step)
+        rate = (1 - preserve_prob) * (1 - momentum)
+        if rate in (0.0, 1.0):
+            return 0.0 if rate else math.inf
+        return -math.log(2) / math.log1p(-rate)
 
     def matched(self) -> "Smoothing":
         """The moving average of the same expected update rate (1 - p)(1 - m); averaged buffers keep their momentum.
