@@ -1,4 +1,4 @@
-"""A script written for torch.optim.swa_utils.AveragedModel: another import, and `smoothing` for `multi_avg_fn`."""
+"""Drop-in replacement for torch.optim.swa_utils.AveragedModel: change the import and `multi_avg_fn`."""
 
 import torch
 from torch import nn

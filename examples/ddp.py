@@ -1,4 +1,4 @@
-"""DistributedDataParallel: every rank updates its own teacher, with no communication, and all stay equal to the bit.
+"""DistributedDataParallel: each rank updates its own teacher without communication; all stay identical bit for bit.
 
 torchrun --standalone --nproc-per-node 2 examples/ddp.py
 """
@@ -23,7 +23,7 @@ student = DistributedDataParallel(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.
 optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
 teacher = Teacher(student, spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5))
 
-torch.manual_seed(1 + rank)  # different data, and different global generators, on each rank
+torch.manual_seed(1 + rank)  # different data and global generators on each rank
 for _ in range(20):
     x = torch.randn(32, 8, device=device)
     loss = (student(x + 0.1 * torch.randn_like(x)) - teacher(x)).square().mean() + student(x).mean()

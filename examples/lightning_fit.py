@@ -1,4 +1,4 @@
-"""Lightning: WeightSmoothing in the place of EMAWeightAveraging; TeacherUpdate where the teacher teaches."""
+"""Lightning: WeightSmoothing replaces EMAWeightAveraging; TeacherUpdate serves a student that learns from its teacher."""
 
 import tempfile
 
@@ -19,7 +19,7 @@ STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5)
 
 
 class Classifier(pl.LightningModule):
-    """Validated with the smoothed weights: the callback sees to it."""
+    """Validated with the smoothed weights, which the callback puts in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Classifier(pl.LightningModule):
 
 
 class MeanTeacher(Classifier):
-    """Learns from a teacher of its own, which Lightning saves and moves with it; the callback only updates it."""
+    """Owns a teacher and learns from it. Lightning saves and moves it; the callback only updates it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ for model, callback in ((Classifier(), WeightSmoothing(STS)), (MeanTeacher(), Te
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_epochs=3,
-            accumulate_grad_batches=2,  # one update for each optimizer step, not for each batch
+            accumulate_grad_batches=2,  # one update per optimizer step, not per batch
             accelerator="cpu",
             callbacks=[callback],
             default_root_dir=folder,

@@ -1,4 +1,4 @@
-"""Your own training loop: two lines in the place of an EMA. Mean Teacher in miniature on real digits, 50 labels."""
+"""Your own training loop: two lines replace an EMA. A small Mean Teacher on real digits with 50 labels."""
 
 import torch
 from sklearn.datasets import load_digits

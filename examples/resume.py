@@ -1,4 +1,4 @@
-"""Save in the middle, go on in another process: the teacher continues to the bit, draws included."""
+"""Save and resume: the teacher continues bit for bit, draws included."""
 
 import tempfile
 from pathlib import Path
@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "half.pt"
     first = build()
     train(*first, range(17))
-    torch.save([part.state_dict() for part in first], file)  # step, seed and weights of the teacher are all in there
+    torch.save([part.state_dict() for part in first], file)  # with the teacher's step, seed and weights
 
     second = build()
     for part, state in zip(second, torch.load(file, weights_only=True), strict=True):
@@ -41,4 +41,4 @@ with tempfile.TemporaryDirectory() as folder:
     train(*second, range(second[2].step, 40))
 
 assert second[2].fingerprint() == whole[2].fingerprint()
-print(f"resumed at step 17 and at step {second[2].step} the same to the bit: {second[2].fingerprint()}")
+print(f"resumed at step 17, identical at step {second[2].step}: {second[2].fingerprint()}")

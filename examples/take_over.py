@@ -1,4 +1,4 @@
-"""A training that averaged with another package goes on here: its average becomes the teacher. Here torch's."""
+"""Continue a training that averaged with another package (here torch): its average becomes the teacher."""
 
 import tempfile
 from pathlib import Path
@@ -32,10 +32,10 @@ with tempfile.TemporaryDirectory() as folder:
     checkpoint = torch.load(Path(folder) / "averaged.pt", weights_only=True)
     teacher = Teacher(student, spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5))
     teacher.module.load_state_dict(from_layout(checkpoint, "torch"))
-    teacher.step = int(checkpoint["n_averaged"])  # or schedules and draws begin at 0
+    teacher.step = int(checkpoint["n_averaged"])  # otherwise schedules and draws start at 0
 
 assert torch.equal(teacher.module[0].weight, averaged.module[0].weight)
 for _ in range(10):
     step(torch.randn(32, 8))
     teacher.update(student)
-print(f"{teacher.step} updates, the last {teacher.step - int(averaged.n_averaged)} of them here")
+print(f"{teacher.step} updates, {teacher.step - int(averaged.n_averaged)} of them here")

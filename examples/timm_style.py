@@ -1,4 +1,4 @@
-"""A training loop as timm's own script has it: another import for ModelEmaV3, and `preserve_prob`."""
+"""A loop in the style of timm's training script: change the import of ModelEmaV3 and pass `preserve_prob`."""
 
 import timm
 import timm.utils

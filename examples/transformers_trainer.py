@@ -1,4 +1,4 @@
-"""The Trainer of Hugging Face transformers: a callback keeps the teacher, and evaluations see it."""
+"""Trainer of Hugging Face transformers: a callback keeps the teacher, and evaluations use its weights."""
 
 import tempfile
 

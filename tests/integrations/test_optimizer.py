@@ -79,7 +79,8 @@ def test_the_first_step_of_a_warm_up_from_0_and_a_step_without_gradients_are_cou
 
 def test_accelerates_optimizer_is_unwrapped_and_counts_its_real_steps():
     accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    every_other = accelerate.utils.GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_plugin=every_other)
     student = nn.Linear(2, 1)
     student, optimizer = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.1))
     teacher = Teacher(student, temporal_moving_average(0.9))

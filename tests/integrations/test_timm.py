@@ -57,7 +57,7 @@ def test_it_takes_timms_arguments_in_timms_order_and_warns_of_a_teacher_that_may
     ours, theirs = (list(inspect.signature(ema).parameters) for ema in (ModelEmaV3, timm.utils.ModelEmaV3))
     assert ours[: len(theirs)] == theirs
     model = network().bfloat16()
-    with pytest.warns(UserWarning, match=r"may never move: give dtype=torch\.float32"):
+    with pytest.warns(UserWarning, match=r"may never move: pass dtype=torch\.float32"):
         ModelEmaV3(model)
     ModelEmaV3(model, dtype=torch.float32)
     ModelEmaV3(model, stochastic_rounding=False)

@@ -1,4 +1,4 @@
-"""In the place of `torch.optim.swa_utils.AveragedModel`: another import, and `smoothing` for `multi_avg_fn`."""
+"""Drop-in replacement for `torch.optim.swa_utils.AveragedModel`, with `smoothing` in place of `multi_avg_fn`."""
 
 from typing import Self
 
@@ -12,20 +12,20 @@ from spatial_ensemble.smoothing.units import Unit
 
 
 class AveragedModel(Teacher):
-    """A teacher with the surface of torch's class of this name, so that `update_bn` and `SWALR` scripts go on working.
+    """A teacher with the interface of torch's `AveragedModel`; scripts with `update_bn` and `SWALR` keep working.
 
-    As there, the first `update_parameters` copies, and the module follows `train()` and `eval()`; unlike there it
+    As in torch, the first `update_parameters` copies, and the module follows `train()` and `eval()`. Unlike torch's, it
     starts in eval mode, pairs tensors by name, and never averages integer buffers.
 
     Args:
         model: the student.
-        device: of the teacher.
+        device: device of the teacher.
         smoothing: the rule; `temporal_moving_average(decay)` is `get_ema_multi_avg_fn(decay)`.
         use_buffers: average floating buffers; otherwise they are copied.
         unit: which weights share one draw.
-        seed: of the draws.
+        seed: seed of the draws.
 
-    Source: torch.optim.swa_utils, for the surface.
+    Source: torch.optim.swa_utils, for the interface.
 
     Example:
         >>> from spatial_ensemble import spatial_temporal_smoothing
@@ -52,11 +52,11 @@ class AveragedModel(Teacher):
 
     @property
     def n_averaged(self) -> Tensor:
-        """How many students have been taken in, the first copy included: int64 []."""
+        """Number of updates, the first copy included: int64 []."""
         return torch.tensor(self.step)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the model in: the first time by copying it, then by the smoothing."""
+        """Copy the model the first time, smooth it in afterwards."""
         if self.step == 0:
             copy_student(self, model)
             self.step = 1
@@ -64,10 +64,10 @@ class AveragedModel(Teacher):
             self.update(model)
 
     def age(self) -> dict[str, Tensor]:
-        """Steps since each unit was last replaced or averaged, as of any teacher; the first copy replaced all."""
+        """Steps since each unit was last replaced or averaged; the first copy replaced all."""
         return {name: age.clamp(max=max(self.step - 1, 0)) for name, age in super().age().items()}
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the teacher's module, as torch's class does: `update_bn` depends on it."""
+        """Set the mode of the teacher's module, as torch's class does; `update_bn` needs it."""
         nn.Module.train(self, mode)
         return self

@@ -1,10 +1,10 @@
-"""The teacher's weights from and to the checkpoints of other packages.
+"""Convert the teacher's weights from and to other packages' checkpoints.
 
-| layout | where the average lies | where the student lies |
+| layout | average | student |
 |---|---|---|
 | `timm` | `state_dict_ema` | `state_dict` |
-| `torch` | `module.*`, beside `n_averaged` | |
-| `ema-pytorch` | `ema_model.*`, beside `step` and `initted` | `online_model.*` |
+| `torch` | `module.*` (and `n_averaged`) | |
+| `ema-pytorch` | `ema_model.*` (and `step`, `initted`) | `online_model.*` |
 | `lightning` | `state_dict` | `current_model_state` |
 | `mmengine` | `state_dict` | `module.*` in `ema_state_dict` (MMEngine's momentum is 1 - decay) |
 """
@@ -24,14 +24,17 @@ State = dict[str, Tensor]
 
 
 def from_layout(checkpoint: Mapping[str, Any], layout: Layout) -> State:
-    """The average in a checkpoint of another package, as `teacher.module.load_state_dict` takes it.
+    """Read the average from another package's checkpoint, for `teacher.module.load_state_dict`.
 
     Args:
-        checkpoint: what `torch.load` gave; for `torch` and `ema-pytorch`, the averaged model's `state_dict()`.
+        checkpoint: result of `torch.load`; for `torch` and `ema-pytorch`, the averaged model's `state_dict()`.
         layout: the package that wrote it.
 
+    Returns:
+        Name -> tensor.
+
     Raises:
-        UserError: an unknown layout, or a checkpoint that is not of this layout.
+        UserError: an unknown layout, or a checkpoint that does not have it.
 
     Example:
         >>> from torch.optim.swa_utils import AveragedModel
@@ -52,17 +55,20 @@ def from_layout(checkpoint: Mapping[str, Any], layout: Layout) -> State:
         case _:
             raise _unknown(layout)
     if not state:
-        raise UserError(f"no average of the layout {layout!r} in a checkpoint with the keys {list(checkpoint)[:8]}")
+        raise UserError(f"no average in the layout {layout!r} in a checkpoint with the keys {list(checkpoint)[:8]}")
     return dict(state)
 
 
 def to_layout(teacher: Teacher, student: nn.Module, layout: Layout) -> dict[str, Any]:
-    """The part of another package's checkpoint that holds the teacher, and the student where it belongs there too.
+    """Write the teacher, and the student where the layout has it, as the part of another package's checkpoint.
 
     Args:
-        teacher: its module's state is the average, its step the count.
-        student: the network as it is trained, perhaps wrapped by DistributedDataParallel or torch.compile.
-        layout: the package that is to read it.
+        teacher: its module is the average, its step the count.
+        student: the network being trained, perhaps wrapped by DistributedDataParallel or torch.compile.
+        layout: the package that will read it.
+
+    Returns:
+        The entries of the checkpoint, to be completed by the optimizer's state and the like.
 
     Raises:
         UserError: an unknown layout.

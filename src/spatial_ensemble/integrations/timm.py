@@ -1,4 +1,4 @@
-"""In the place of `timm.utils.ModelEmaV3`: another import, and `preserve_prob`."""
+"""Drop-in replacement for `timm.utils.ModelEmaV3`, with `preserve_prob`."""
 
 import math
 import warnings
@@ -13,27 +13,27 @@ from spatial_ensemble.smoothing.units import Unit
 
 
 class ModelEmaV3(Teacher):
-    """A teacher with the arguments and methods of timm's class of this name; with preserve_prob=0, its values too.
+    """A teacher with the arguments and methods of timm's `ModelEmaV3`; with preserve_prob=0, with its values too.
 
-    Only a bfloat16 teacher differs: see `stochastic_rounding`.
+    Only a bfloat16 teacher differs, see `stochastic_rounding`.
 
     Args:
         model: the student.
-        decay: the momentum m.
-        min_decay: the least momentum under `use_warmup`.
-        update_after_step: up to this step (and one more) the teacher is a copy of the student.
+        decay: momentum m in [0, 1].
+        min_decay: least momentum under `use_warmup`.
+        update_after_step: up to this step (and one more) the teacher copies the student.
         use_warmup: momentum 1 - (1 + step / warmup_gamma) ** -warmup_power, until it reaches `decay`.
         warmup_gamma: see `use_warmup`.
         warmup_power: see `use_warmup`.
-        device: of the teacher.
-        dtype: of the teacher's floating tensors; torch.float32 beside a bfloat16 model, or it may never move.
-        stochastic_rounding: how timm moves a bfloat16 teacher; here one is rounded to nearest, and a warning says so.
-        stochastic_rounding_seed: accepted for the signature's sake.
-        foreach: likewise; the kernel is chosen by device and unit.
+        device: device of the teacher.
+        dtype: dtype of the teacher's floating tensors; torch.float32 beside a bfloat16 model, or it may never move.
+        stochastic_rounding: how timm moves a bfloat16 teacher; here it is rounded to nearest, with a warning.
+        stochastic_rounding_seed: ignored, kept for the signature.
+        foreach: ignored; device and unit choose the kernel.
         exclude_buffers: copy floating buffers instead of averaging them.
-        preserve_prob: p, the probability with which a unit stays as it is.
+        preserve_prob: probability p that a unit stays unchanged.
         unit: which weights share one draw.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Source: timm (huggingface/pytorch-image-models), `timm/utils/model_ema.py`, for the signature.
 
@@ -74,17 +74,17 @@ class ModelEmaV3(Teacher):
         self.warmup_gamma = warmup_gamma
         self.warmup_power = warmup_power
         self.preserve_prob = preserve_prob
-        self._counted = False  # whether the steps are given, as timm's warm-up needs
+        self._counted = False  # whether `update` was given the step, as timm's warm-up needs
         if stochastic_rounding and any(p.dtype == torch.bfloat16 for p in self.module.parameters()):
             warnings.warn(
-                "a bfloat16 teacher is rounded to nearest here, not stochastically, and may never move: give "
+                "a bfloat16 teacher is rounded to nearest here, not stochastically, and may never move: pass "
                 "dtype=torch.float32",
                 stacklevel=2,
             )
-        Smoothing(decay, preserve_prob)  # bad values are to be refused here, not at the first update
+        Smoothing(decay, preserve_prob)  # refuse bad values here, not at the first update
 
     def get_decay(self, step: int | None = None) -> float:
-        """The momentum at a step, counted as timm does: None means no warm-up and no delay."""
+        """Momentum at a step, counted as in timm; None: no warm-up and no delay."""
         if step is None:
             return self.decay
         step -= self.update_after_step + 1
@@ -100,8 +100,8 @@ class ModelEmaV3(Teacher):
 
         Args:
             model: the student.
-            step: number of this update. When given, the draws are those of this step too, so that a run resumed by
-                timm's own checkpoints, which hold no teacher state but the weights, goes on with the right masks.
+            step: number of this update. If given, it sets the draws too, so that a run resumed from timm's own
+                checkpoints, which hold nothing but the teacher's weights, continues with the right masks.
         """
         if step is not None:
             self.step = step
