@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from spatial_ensemble.errors import UserError
@@ -33,7 +32,32 @@ State = dict[str, Any]
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.float32, "16-true": torch.float32}
 
 
-class TeacherUpdate(pl.Callback):
+class _AfterSteps(pl.Callback):
+    """Calls a function after each optimizer step of a `fit`."""
+
+    _hook: RemovableHandle | None = None
+
+    def _call_after_steps(self, trainer: pl.Trainer, student: nn.Module, function: Callable[[], None]) -> None:
+        reshard(student)  # after a forward without a backward, FSDP2's root holds gathered parameters
+        trained = {id(parameter) for parameter in student.parameters()}
+        ours = [
+            optimizer
+            for optimizer in trainer.optimizers
+            if any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"])
+        ]
+        if not ours:
+            raise UserError("no optimizer trains the student: give its parameters to one in configure_optimizers")
+        self._hook = call_after_step(ours[-1], function)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
+
+class TeacherUpdate(_AfterSteps):
     """Update the teacher that a LightningModule owns, for methods in which the student learns from it.
 
     The teacher is a submodule, so Lightning saves, restores and moves it together with the student. Give the
@@ -57,29 +81,22 @@ class TeacherUpdate(pl.Callback):
 
     def __init__(self, teacher: str = "teacher", student: str = "student"):
         self._teacher, self._student = teacher, student
-        self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         teacher, student = pl_module.get_submodule(self._teacher), pl_module.get_submodule(self._student)
         assert isinstance(teacher, Teacher)
-        self._hook = _after_each_step(trainer.optimizers, student, lambda: teacher.update(student))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _remove(self._hook)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        _remove(self._hook)
+        self._call_after_steps(trainer, student, lambda: teacher.update(student))
 
 
-class WeightSmoothing(pl.Callback):
+class WeightSmoothing(_AfterSteps):
     """Drop-in replacement for Lightning's `EMAWeightAveraging`: smooth the module, validate with the smoothed weights.
 
     Validation within `fit` sees the teacher, a checkpoint's `state_dict` is the teacher's (`current_model_state` the
     student's), and after `fit` the module holds the teacher's weights. A resumed run continues bit for bit, draws
     included. Weights-only checkpoints bypass callbacks and hold the student. Layers and weights created in `setup` or
     `configure_model` are smoothed too. Beside a half-precision student ("bf16-true") the teacher is kept in float32.
-    Under ModelParallelStrategy the teacher is sharded like the student, by a second call of `configure_model`; its
-    weights are gathered on rank 0 for a checkpoint.
+    Under ModelParallelStrategy (FSDP2) the teacher's copy is built by a second call of `setup` and `configure_model`,
+    and the weights that Lightning does not save in shards itself are gathered on rank 0 for a checkpoint.
 
     The teacher starts from the initial weights and its first update smooths. Where `should_update` leaves out the first
     step, the first update copies the student instead, as every first update of `EMAWeightAveraging` does: there
@@ -121,7 +138,6 @@ class WeightSmoothing(pl.Callback):
         self.update_every = update_every
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch
-        self._hook: RemovableHandle | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -163,7 +179,7 @@ class WeightSmoothing(pl.Callback):
             if self.should_update(step_idx=trainer.global_step):  # counted up after this hook
                 self._update(student)
 
-        self._hook = _after_each_step(trainer.optimizers, student, update)
+        self._call_after_steps(trainer, student, update)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch
@@ -171,30 +187,23 @@ class WeightSmoothing(pl.Callback):
             self._update(pl_module.get_submodule(self._student))
             self._updated_epoch = epoch  # a run resumed at the end of an epoch calls this again
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _remove(self._hook)
-
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None
         student = pl_module.get_submodule(self._student)
-        self._trained = {
-            name: value.to("cpu", copy=True) if isinstance(value, Tensor) else value
-            for name, value in student.state_dict().items()
-        }
+        self._trained = deepcopy(student.state_dict())
         copy_to(self.teacher.module, student)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            _remove(self._hook)
-            self._take_back()
+        super().on_exception(trainer, pl_module, exception)
+        self._take_back()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._lend(pl_module)
+            assert self.teacher is not None
+            self._loan = Loan(self.teacher, pl_module.get_submodule(self._student))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._take_back()
+        self._take_back()
 
     def state_dict(self) -> State:
         if self.teacher is None:
@@ -253,10 +262,6 @@ class WeightSmoothing(pl.Callback):
         else:
             self.teacher.update(student)
 
-    def _lend(self, pl_module: pl.LightningModule) -> None:
-        assert self.teacher is not None
-        self._loan = Loan(self.teacher, pl_module.get_submodule(self._student))
-
     def _take_back(self) -> None:
         if self._loan is not None:
             self._loan.give_back()
@@ -273,16 +278,6 @@ class WeightSmoothing(pl.Callback):
             yield deepcopy
         finally:
             self._loan = Loan(loan.teacher, loan.student)
-
-
-def _after_each_step(optimizers: list[Optimizer], student: nn.Module, function: Callable[[], None]) -> RemovableHandle:
-    """Call a function after each step of the last optimizer that trains the student."""
-    reshard(student)  # after a forward without a backward, FSDP2's root holds gathered parameters
-    trained = {id(parameter) for parameter in student.parameters()}
-    ours = [o for o in optimizers if any(id(p) in trained for group in o.param_groups for p in group["params"])]
-    if not ours:
-        raise UserError("no optimizer trains the student: give its parameters to one in configure_optimizers")
-    return call_after_step(ours[-1], function)
 
 
 def _configured(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
@@ -310,12 +305,6 @@ def _whole(state: State) -> State:
 
 def _load(module: nn.Module, state: State, strict: bool = True) -> None:
     if is_fsdp(module):
-        options = StateDictOptions(full_state_dict=True, strict=strict)
-        set_model_state_dict(module, state, options=options)
+        set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True, strict=strict))
     else:
         module.load_state_dict(state, strict=strict)
-
-
-def _remove(hook: RemovableHandle | None) -> None:
-    if hook is not None:
-        hook.remove()
