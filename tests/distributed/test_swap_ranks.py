@@ -12,7 +12,6 @@ from world import World
 
 from spatial_ensemble import Teacher
 from spatial_ensemble.integrations.optimizer import update_after_step
-from spatial_ensemble.smoothing.swap import Swap, copy_to
 
 
 def pair(wrapper: str) -> tuple[nn.Module, Teacher]:
@@ -33,7 +32,7 @@ def rank_evaluate(wrapper: str) -> list[object]:
         train_step(student, optimizer, batch(step))
         train_step(plain, plain_optimizer, batch(step))
         teacher.update(student), expected.update(plain)
-        with Swap(teacher.module, student), torch.no_grad():
+        with teacher.swap(student), torch.no_grad():
             answer = student(batch(9))  # leaves the root of a sharded student gathered
         with torch.no_grad():
             found.append([answer.equal(teacher(batch(9))), answer.equal(student(batch(9)))])
@@ -41,7 +40,7 @@ def rank_evaluate(wrapper: str) -> list[object]:
     found.append(differences(gathered(network), gathered(plain_network)))
     found.append(differences(gathered(teacher.module), gathered(expected.module)))
     before = copied(gathered(teacher.module))
-    copy_to(teacher.module, student)
+    teacher.copy_to(student)
     found.append(differences(gathered(network), before))
     return found
 

@@ -1,6 +1,8 @@
 """The teacher's weights in the student's place, and back."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spatial_ensemble import Teacher, spatial_temporal_smoothing, temporal_moving_average
 from spatial_ensemble.smoothing import swap as swaps
-from spatial_ensemble.smoothing.swap import Swap, copy_from, copy_to
+from spatial_ensemble.smoothing.swap import copy_from
 
 
 def network() -> nn.Module:
@@ -44,7 +46,7 @@ def pair() -> tuple[Teacher, nn.Module]:
 def test_weights_are_exchanged_in_place_and_come_back_to_the_bit():
     teacher, student = pair()
     own, taught, where = state(student), state(teacher.module), [p.data_ptr() for p in student.parameters()]
-    with Swap(teacher.module, student):
+    with teacher.swap(student):
         assert equal(state(student), taught)
         assert not equal(taught, own)
     assert equal(state(student), own)
@@ -72,7 +74,7 @@ def test_no_second_copy_of_the_weights_is_made(monkeypatch):
     moved(student)
     own, taught = state(student), state(teacher.module)
     with Largest() as largest:
-        swap = Swap(teacher.module, student)
+        swap = teacher.swap(student)
     assert equal(state(student), taught) and equal(state(teacher.module), own)
     swap.undo()
     assert equal(state(student), own)
@@ -91,7 +93,7 @@ def test_training_between_evaluations_is_not_disturbed():
             optimizer.zero_grad()
             teacher.update(student)
             if swaps:
-                with Swap(teacher.module, student.eval()):
+                with teacher.swap(student.eval()):
                     student(torch.zeros(1, 4))
                 student.train()
         return state(student) | {f"teacher.{name}": value for name, value in state(teacher.module).items()}
@@ -102,7 +104,7 @@ def test_training_between_evaluations_is_not_disturbed():
 def test_it_ends_once_and_by_an_exception_too():
     teacher, student = pair()
     own, taught = state(student), state(teacher.module)
-    with pytest.raises(KeyError), Swap(teacher.module, student) as swap:
+    with pytest.raises(KeyError), teacher.swap(student) as swap:
         raise KeyError
     swap.undo()
     assert equal(state(student), own) and equal(state(teacher.module), taught)
@@ -115,7 +117,7 @@ def test_tied_weights_are_exchanged_once_and_buffers_that_are_not_saved_too():
     teacher = Teacher(student, temporal_moving_average(0.9))
     own = state(moved(student))
     student.scale.fill_(8.0)
-    with Swap(teacher.module, student):
+    with teacher.swap(student):
         assert torch.equal(student[1].weight, student[0].weight)
         assert not torch.equal(student[1].weight, own["1.weight"])
         assert student.scale == 2
@@ -126,7 +128,7 @@ def test_a_tensor_that_both_share_stays_shared():
     teacher, student = pair()
     teacher.module[0].weight = student[0].weight
     own = state(student)
-    with Swap(teacher.module, student):
+    with teacher.swap(student):
         assert teacher.module[0].weight is student[0].weight
         assert torch.equal(student[0].weight, own["0.weight"])
         assert not torch.equal(student[2].weight, own["2.weight"])
@@ -139,7 +141,7 @@ def test_a_precise_teacher_of_a_student_in_half_precision_comes_back_exact(dtype
     teacher = Teacher(student, temporal_moving_average(0.9), dtype=torch.float32)
     teacher.update(moved(student))
     own, taught = state(student), state(teacher.module)
-    with Swap(teacher.module, student):
+    with teacher.swap(student):
         assert torch.equal(student[0].weight, taught["0.weight"].to(dtype))
     assert equal(state(student), own) and equal(state(teacher.module), taught)
 
@@ -150,7 +152,7 @@ def test_a_wrapped_student_answers_as_the_teacher(wrap):
     student.eval()
     wrapped, x = wrap(student), torch.rand(2, 4)
     before, taught = wrapped(x), teacher(x)
-    with Swap(teacher.module, wrapped):
+    with teacher.swap(wrapped):
         assert torch.equal(wrapped(x), taught)
     assert torch.equal(wrapped(x), before)
     assert not torch.equal(before, taught)
@@ -164,7 +166,7 @@ def test_names_that_would_be_mixed_without_their_wrappers_are_kept_apart():
     teacher.update(moved(student))
     taught = state(student)
     moved(student)
-    with Swap(teacher.module, student):
+    with teacher.swap(student):
         assert equal(state(student), taught)
 
 
@@ -173,7 +175,7 @@ def test_a_student_that_does_not_match_is_named_and_nothing_is_exchanged():
     student.append(nn.Linear(2, 1))
     own, taught = state(student), state(teacher.module)
     with pytest.raises(ValueError, match=r"does not match the teacher: extra '3\.bias', '3\.weight'"):
-        Swap(teacher.module, student)
+        teacher.swap(student)
     assert equal(state(student), own) and equal(state(teacher.module), taught)
 
 
@@ -183,7 +185,7 @@ def test_begun_in_inference_mode_it_ends_outside_and_the_student_is_trained_on(d
     teacher = Teacher(student, temporal_moving_average(0.9), dtype=dtype)
     own = state(moved(student))
     with torch.inference_mode():
-        swap = Swap(teacher.module, student)
+        swap = teacher.swap(student)
     swap.undo()
     assert equal(state(student), own)
     student(torch.rand(4, 4)).sum().backward()
@@ -192,9 +194,45 @@ def test_begun_in_inference_mode_it_ends_outside_and_the_student_is_trained_on(d
 def test_copies_for_good_in_both_directions():
     teacher, student = pair()
     taught, gradients = state(teacher.module), [p.requires_grad for p in student.parameters()]
-    copy_to(teacher.module, student)
+    teacher.copy_to(student)
     assert equal(state(student), taught) and equal(state(teacher.module), taught)
     assert [p.requires_grad for p in student.parameters()] == gradients
     own = copy.deepcopy(state(moved(student)))
     copy_from(teacher.module, student)
     assert equal(state(teacher.module), own)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda teacher, student: teacher.update(student),
+        lambda teacher, student: teacher(torch.zeros(2, 4)),
+        lambda teacher, student: teacher.state_dict(),
+        lambda teacher, student: teacher.load_state_dict(Teacher(network(), temporal_moving_average(0.9)).state_dict()),
+        lambda teacher, student: teacher.fingerprint(),
+        lambda teacher, student: copy.deepcopy(teacher),
+        lambda teacher, student: teacher.swap(student),
+        lambda teacher, student: teacher.copy_to(student),
+    ],
+    ids=["update", "forward", "state_dict", "load_state_dict", "fingerprint", "deepcopy", "swap", "copy_to"],
+)
+def test_meanwhile_the_teacher_refuses_to_be_used(use):
+    teacher, student = pair()
+    own, taught, step = state(student), state(teacher.module), teacher.step
+    with (
+        teacher.swap(student),
+        pytest.raises(ValueError, match="teacher and student are swapped: call the student, or end"),
+    ):
+        use(teacher, student)
+    assert equal(state(student), own) and equal(state(teacher.module), taught) and teacher.step == step
+    teacher.update(student)
+
+
+def test_a_teacher_does_not_hold_the_student_after_a_swap():
+    teacher, student = pair()
+    with teacher.swap(student):
+        pass
+    alive = weakref.ref(student)
+    del student
+    gc.collect()
+    assert alive() is None

@@ -23,7 +23,6 @@ from spatial_ensemble.integrations.weights import Loan, copy_student
 from spatial_ensemble.smoothing.pairing import canonical_names
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.shards import is_fsdp, is_sharded, reshard
-from spatial_ensemble.smoothing.swap import copy_to
 from spatial_ensemble.smoothing.teacher import Teacher
 
 State = dict[str, Any]
@@ -191,7 +190,7 @@ class WeightSmoothing(_AfterSteps):
         assert self.teacher is not None
         student = pl_module.get_submodule(self._student)
         self._trained = deepcopy(student.state_dict())
-        copy_to(self.teacher.module, student)
+        self.teacher.copy_to(student)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)

@@ -4,15 +4,15 @@ from typing import Self
 
 from torch import nn
 
-from spatial_ensemble.smoothing.swap import Swap, copy_from
+from spatial_ensemble.smoothing.swap import copy_from
 from spatial_ensemble.smoothing.teacher import Teacher
 
 
 class Loan:
-    """Exchange the weights of teacher and student until `give_back`, or the end of a `with` block.
+    """`Teacher.swap` for callbacks: exchange weights until `give_back`, or the end of a `with` block.
 
     Args:
-        teacher: not to be used until the end: its module holds the student's weights.
+        teacher: refuses to be used until then.
         student: evaluates and is saved as the teacher.
 
     Raises:
@@ -29,7 +29,7 @@ class Loan:
 
     def __init__(self, teacher: Teacher, student: nn.Module):
         self.teacher, self.student = teacher, student
-        self._swap = Swap(teacher.module, student)
+        self._swap = teacher.swap(student)
 
     def give_back(self) -> None:
         """Give both networks their own weights back, to the bit."""

@@ -28,29 +28,31 @@ class Swap:
 
     @torch.no_grad()
     def __init__(self, teacher: nn.Module, student: nn.Module):
-        self._modules = teacher, student
+        self._modules: tuple[nn.Module, ...] = teacher, student
         # Tensors that teacher and student share need no exchange.
         pairs = [pair for pair in pair_tensors(teacher, student) if memory(pair.teacher) != memory(pair.student)]
         self._alike = [pair for pair in pairs if _alike(pair)]
         unlike = [pair for pair in pairs if not _alike(pair)]
         self._kept = [(pair, local(pair.student).to(pair.teacher.device, copy=True)) for pair in unlike]
-        self.active = True
         for pair in self._alike:
             _exchange(local(pair.teacher), local(pair.student))
         for pair in unlike:
             local(pair.student).copy_(local(pair.teacher))
 
+    @property
+    def active(self) -> bool:
+        """Whether the weights are exchanged now."""
+        return bool(self._modules)
+
     @torch.no_grad()
     def undo(self) -> None:
         """Give both networks their own weights back; does nothing the second time."""
-        if not self.active:
-            return
-        self.active = False
         reshard(*self._modules)  # an FSDP2 root stays gathered after a forward without a backward
         for pair in self._alike:
             _exchange(local(pair.teacher), local(pair.student))
         for pair, own in self._kept:
             local(pair.student).copy_(own)
+        self._modules, self._alike, self._kept = (), [], []  # the teacher must not hold the student
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,8 @@ from spatial_ensemble.smoothing import diagnostics, ranks
 from spatial_ensemble.smoothing.kernels.plain import capturing
 from spatial_ensemble.smoothing.pairing import memory, pair_tensors, unwrap
 from spatial_ensemble.smoothing.rule import Smoothing
-from spatial_ensemble.smoothing.shards import is_fsdp, local, reshard
+from spatial_ensemble.smoothing.shards import is_fsdp, reshard
+from spatial_ensemble.smoothing.swap import Swap, copy_from, copy_to
 from spatial_ensemble.smoothing.units import UNITS, Group, MaskLayout, Unit
 from spatial_ensemble.smoothing.update import Buffers as Buffers
 from spatial_ensemble.smoothing.update import Plan, Settings
@@ -34,7 +35,6 @@ class Teacher(nn.Module):
     `state_dict()` holds the network's own state, step and seed, sharded or not. A teacher of another unit, buffers or
     update_every refuses it; the rule, its schedules and the group are functions, and must be passed again.
     torch.distributed.checkpoint saves and loads {"teacher": teacher} at any number of ranks.
-
     Frozen parameters follow the rule like all others: where teacher and student are equal it changes nothing.
     Floating buffers and frozen parameters that hold an inf at the first update, such as attention masks, are copied.
 
@@ -118,10 +118,9 @@ class Teacher(nn.Module):
             self.module.requires_grad_(False).eval()
         self.training = False
         self._plan: Plan | None = None
+        self._swap: Swap | None = None
         if module is not None:
-            with torch.no_grad():
-                for pair in pair_tensors(module, student):
-                    local(pair.teacher).copy_(local(pair.student))
+            copy_from(module, student)
 
     @property
     def seed(self) -> int:
@@ -135,6 +134,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The teacher's outputs, without gradients; `module.training` decides between eval and train mode."""
+        self._check_no_swap()
         return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
@@ -151,8 +151,8 @@ class Teacher(nn.Module):
         that grows with the model.
 
         Raises:
-            ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], or the student is
-                non-finite under on_nonfinite="raise". The teacher is then unchanged.
+            ValueError: the student has a missing, extra or mis-shaped tensor, a schedule left [0, 1], the student is
+                non-finite under on_nonfinite="raise", or a swap is active. The teacher is then unchanged.
         """
         if torch.compiler.is_compiling():
             torch.compiler.disable(self._update)(student)  # a decorator would import the compiler at once
@@ -161,6 +161,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def _update(self, student: nn.Module) -> None:
+        self._check_no_swap()
         plan = self._current_plan(student)
         momentum, preserve_prob = self.smoothing.at(self.step)
         buffer_momentum = self.smoothing.buffer_momentum_at(self.step)
@@ -176,6 +177,29 @@ class Teacher(nn.Module):
         if (self.step + 1) % self.update_every == 0:
             plan.run(self.step, momentum, preserve_prob, buffer_momentum)
         self.step += 1
+
+    def swap(self, student: nn.Module) -> Swap:
+        """Exchange weights with the student, to evaluate it with the average and without a second copy of the weights.
+
+        Values are exchanged in place, FSDP2 and torch.compile included. The end of the `with` block, or `undo()`, gives
+        both their own back bit for bit. Until then do not train the student; the teacher refuses to be used.
+
+        Raises:
+            ValueError: the student does not match the teacher, or a swap is active. Nothing is then changed.
+
+        Example:
+            >>> teacher = Teacher(student := nn.Linear(4, 2), Smoothing(momentum=0.99))
+            >>> with teacher.swap(student):
+            ...     outputs = student(torch.zeros(1, 4))  # the teacher's
+        """
+        self._check_no_swap()
+        self._swap = Swap(self.module, student)
+        return self._swap
+
+    def copy_to(self, student: nn.Module) -> None:
+        """Overwrite the student's parameters and buffers with the teacher's, in the student's dtypes."""
+        self._check_no_swap()
+        copy_to(self.module, student)
 
     def mask_layouts(self) -> dict[str, MaskLayout]:
         """Canonical name -> mask layout, for every tensor under the mask."""
@@ -213,6 +237,7 @@ class Teacher(nn.Module):
         return found
 
     def get_extra_state(self) -> dict[str, Any]:
+        self._check_no_swap()  # or a state dict would hold the student
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -239,8 +264,13 @@ class Teacher(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "_plan": None}  # a copy or pickle must not hold the student
+        self._check_no_swap()
+        own = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**own, "_plan": None, "_swap": None}  # a copy or pickle must not hold the student
+
+    def _check_no_swap(self) -> None:
+        if self._swap is not None and self._swap.active:
+            raise ValueError("teacher and student are swapped: call the student, or end the swap to use the teacher")
 
     def _settings(self) -> Settings:
         own_momentum = self.smoothing.buffer_momentum is not None
@@ -258,6 +288,7 @@ class Teacher(nn.Module):
 
     def _tensors(self) -> dict[str, Tensor]:
         """Canonical name -> tensor, sorted by name."""
+        self._check_no_swap()
         return {pair.name: pair.teacher for pair in pair_tensors(self.module, self.module)}
 
 
