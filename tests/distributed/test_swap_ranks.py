@@ -6,7 +6,7 @@ from networks import RULE, batch, copied, differences, gathered, group_norm, sgd
 from test_fsdp import shard
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from world import World
 
@@ -51,12 +51,14 @@ def test_an_evaluation_with_the_teacher_leaves_the_training_as_it_was(worlds: di
 
 
 def rank_empty_steps() -> tuple[object, ...]:
-    student, teacher = pair("fsdp")
+    student = nn.Linear(6, 1)  # one row: all ranks but the first hold nothing, and no gradients
+    teacher = Teacher(student, RULE)
+    fully_shard(student), fully_shard(teacher.module)
     optimizer = sgd(student)
     update_after_step(optimizer, teacher, student)
     get_optimizer_state_dict(student, optimizer)
     before = teacher.step
-    optimizer.param_groups[0]["lr"] = 0.0  # the first step of a warm-up; not every rank has a share of each gradient
+    optimizer.param_groups[0]["lr"] = 0.0  # the first step of a warm-up
     train_step(student, optimizer, batch(0))
     return before, teacher.step
 

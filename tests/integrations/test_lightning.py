@@ -461,10 +461,11 @@ def test_should_update_can_be_overridden_and_a_first_update_that_comes_late_copi
         torch.testing.assert_close(parameter.data, (first[name] + second[name]) / 2)
 
 
-def test_resumed_at_the_end_of_an_epoch_it_does_not_update_twice(tmp_path):
+@pytest.mark.parametrize("saved_after_the_update", [True, False])
+def test_resumed_at_the_end_of_an_epoch_it_updates_once_for_it(tmp_path, saved_after_the_update):
     def fit(epochs: int, resume: Path | None) -> WeightSmoothing:
         callback = WeightSmoothing(STS, update_every=0, update_starting_at_epoch=0)
-        keep = ModelCheckpoint(tmp_path / str(epochs), save_on_train_epoch_end=True, save_top_k=-1)
+        keep = ModelCheckpoint(tmp_path / str(epochs), save_on_train_epoch_end=saved_after_the_update, save_top_k=-1)
         made = trainer(tmp_path, callback, keep, max_epochs=epochs, enable_checkpointing=True)
         made.fit(Network(), ckpt_path=resume, weights_only=True)
         return callback

@@ -60,6 +60,14 @@ class Sharded(LateNetwork):
         fully_shard(self.student[0], mesh=self.device_mesh["data_parallel"])
         fully_shard(self.student, mesh=self.device_mesh["data_parallel"])
 
+    def validation_step(self, batch, index):
+        super().validation_step(batch, index)
+        self.student(self.batch())
+
+    def on_validation_end(self):
+        super().on_validation_end()
+        self.student(self.batch())  # leaves the root gathered, in the sanity check too
+
 
 class ShardedTeaching(Sharded, TeachingNetwork):
     def __init__(self):

@@ -142,7 +142,6 @@ class WeightSmoothing(_AfterSteps):
     def _reset(self) -> None:
         self.teacher = None
         self._loan: Loan | None = None
-        self._updated_epoch = -1
         self._trained: State = {}  # the student's last weights, for a checkpoint saved after `fit`
         self._unconfigured: pl.LightningModule | None = None
 
@@ -181,10 +180,8 @@ class WeightSmoothing(_AfterSteps):
         self._call_after_steps(trainer, student, update)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epoch = trainer.current_epoch
-        if epoch > self._updated_epoch and self.should_update(epoch_idx=epoch):
+        if self.should_update(epoch_idx=trainer.current_epoch):
             self._update(pl_module.get_submodule(self._student))
-            self._updated_epoch = epoch  # a run resumed at the end of an epoch calls this again
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None
@@ -208,12 +205,11 @@ class WeightSmoothing(_AfterSteps):
         if self.teacher is None:
             return {}
         with self._returned() as keep:
-            return {"teacher": _whole(keep(self.teacher.state_dict())), "updated_epoch": self._updated_epoch}
+            return {"teacher": _whole(keep(self.teacher.state_dict()))}
 
     def load_state_dict(self, state_dict: State) -> None:
         if self.teacher is not None:
             _load(self.teacher, state_dict["teacher"])
-            self._updated_epoch = state_dict.get("updated_epoch", -1)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         if self.teacher is None:
