@@ -1,4 +1,4 @@
-"""Lightning: WeightSmoothing replaces EMAWeightAveraging; TeacherUpdate serves a student that learns from its teacher."""
+"""Lightning: WeightSmoothing replaces EMAWeightAveraging; TeacherUpdate is for students that learn from the teacher."""
 
 import tempfile
 
