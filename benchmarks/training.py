@@ -48,11 +48,13 @@ from torchvision.transforms.v2.functional import resize
 from spatial_ensemble import networks
 from spatial_ensemble.data.images import ImageData, Images
 from spatial_ensemble.data.images import statistics as pixel_statistics
-from spatial_ensemble.training.build import deterministic_cudnn
 from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.determinism import deterministic_cudnn
+from spatial_ensemble.training.optim import build_optimizer
+from spatial_ensemble.training.prepare import prepare
 from spatial_ensemble.training.processes import launch
 from spatial_ensemble.training.recipes import default, fixmatch_digits
-from spatial_ensemble.training.run import _Run, train
+from spatial_ensemble.training.run import take_step, train
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -167,9 +169,10 @@ def lightly(data: ImageData, autocast: bool) -> Step:
 
 def ours(data: ImageData, config: Config) -> Step:
     """A step of `spatial-ensemble train`."""
-    run = _Run(config, Path(tempfile.gettempdir()), data, launch(config), None, time.monotonic())
+    fabric, prepared = launch(config.run), prepare(config, data, device=DEVICE)
+    module, stepper = fabric.setup(prepared.method, build_optimizer(prepared.method, config))
     steps = iter(range(config.run.steps))
-    return lambda: run.step(next(steps))
+    return lambda: take_step(next(steps), prepared, fabric, module, stepper)
 
 
 def ways(method: str, data: ImageData) -> dict[tuple[str, str], Step]:

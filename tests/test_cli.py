@@ -115,7 +115,7 @@ BAD = {
     (*FIXMATCH, "--out", "{work}/note.txt/run"): "Not a directory",
     (*FIXMATCH, "--out", "/proc/run"): "/proc/run",
     (*FIXMATCH, "--out", "{work}/run", "--resume", "--lr", "0.5"): "has --lr 0.01, not 0.5",
-    (*FIXMATCH, "--out", "{work}/run", "--resume", "--steps", "9"): "its schedule was laid over 3 steps",
+    (*FIXMATCH, "--out", "{work}/run", "--resume", "--steps", "9"): "its schedule depends on the 3 steps",
     ("train", "--recipe", "fixmatch"): "recipe 'fixmatch' is not known: use one of fixmatch_digits, ",
     ("train", "byol", "--recipe", "fixmatch_digits"): "the recipe fixmatch_digits is one for fixmatch, not for byol",
     ("train", "--recipe", "fixmatch_digits", "--epochs", "9"): "the recipe fixmatch_digits is given in steps",

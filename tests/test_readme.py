@@ -66,7 +66,7 @@ def test_a_command_parses_and_reaches_its_function(command, monkeypatch, tmp_pat
     said = " ".join(str(value) for value in (*args, *kwargs.values()))
     if "--recipe" in words:  # its name goes no further, its number of steps does
         place = words.index("--recipe") + 1
-        words[place] = f"steps={recipes.get(words[place]).steps}"
+        words[place] = f"steps={recipes.get(words[place]).run.steps}"
     for value in words[2:]:
         assert value.startswith("--") or value in said, f"{value!r} did not arrive"
 

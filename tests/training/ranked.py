@@ -13,7 +13,7 @@ from runs import SHORT, Killed, kill_at
 from spatial_ensemble import UserError
 from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.fixmatch import FixMatch
-from spatial_ensemble.training import run
+from spatial_ensemble.training import prepare, run
 from spatial_ensemble.training.run import train
 
 RANK = int(os.environ.get("RANK", 0))
@@ -59,9 +59,10 @@ def message(config, out):
         return str(error)
 
 
-def alike(run, done, original=run._Run.evaluate):
-    assert run.teacher.verify_ranks() == {}
-    return original(run, done)
+def alike(step, prepared, *args, original=run.take_step):
+    metrics = original(step, prepared, *args)
+    assert prepared.teacher.verify_ranks() == {}
+    return metrics
 
 
 def main(out):
@@ -84,7 +85,7 @@ def main(out):
 
         return fail
 
-    with mock.patch.object(run._Run, "evaluate", alike):
+    with mock.patch.object(run, "take_step", alike):
         for method in ("fixmatch", "mean_teacher"):
             seen[method] = train(CONFIG.replace(method=method), out / method, progress=False).history
     seen["straight"] = train(PLAIN, out / "straight", progress=False).history
@@ -99,7 +100,7 @@ def main(out):
     seen["broken"] = message(PLAIN.replace(method="ranked.Broken"), out / "broken")
     for name, stand_in in {"slow": slow_first, "first": fail_in(0), "second": fail_in(1)}.items():
         asked.clear()
-        with mock.patch.object(run, "load", stand_in):
+        with mock.patch.object(prepare, "load", stand_in):
             seen[name] = message(PLAIN.replace(steps=1), out / name), list(asked)
     (out / f"rank{RANK}.json").write_text(json.dumps(seen))
 

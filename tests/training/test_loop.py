@@ -11,10 +11,11 @@ from spatial_ensemble import UserError
 from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.dino import DINO
 from spatial_ensemble.methods.fixmatch import FixMatch
-from spatial_ensemble.training import checkpoint, run
+from spatial_ensemble.training import checkpoint, prepare, run
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.optim import build_optimizer, learning_rate
-from spatial_ensemble.training.run import check, train
+from spatial_ensemble.training.prepare import check
+from spatial_ensemble.training.run import train
 
 SIX = SHORT.replace(steps=6, eval_every=2, checkpoint_every=3)
 
@@ -103,9 +104,9 @@ def test_a_step_has_as_many_images_as_asked_for(tmp_path):
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_images_are_mirrored_where_that_keeps_their_class(monkeypatch, flip):
-    seen, view = [], run.view
-    monkeypatch.setattr(run, "load", lambda *args, **kwargs: replace(load("digits"), flip=flip))
-    monkeypatch.setattr(run, "view", lambda name, **how: seen.append((name, how)) or view(name, **how))
+    seen, view = [], prepare.view
+    monkeypatch.setattr(prepare, "load", lambda *args, **kwargs: replace(load("digits"), flip=flip))
+    monkeypatch.setattr(prepare, "view", lambda name, **how: seen.append((name, how)) or view(name, **how))
     check(SHORT)
     assert {name for name, _ in seen} == {"weak", "strong"}
     assert all(how == {"size": 8, "flip": flip} for _, how in seen)
@@ -122,7 +123,7 @@ def test_another_seed_draws_other_masks(tmp_path):
 def test_a_momentum_that_was_laid_over_the_run_is_not_laid_anew(tmp_path):
     config = SHORT.replace(steps=1, lr_schedule="constant", momentum_schedule="cosine")
     train(config, tmp_path / "run", progress=False)
-    with pytest.raises(UserError, match="has --steps 1, not 2: its schedule was laid over 1 steps"):
+    with pytest.raises(UserError, match="has --steps 1, not 2: its schedule depends on the 1 steps"):
         train(config.replace(steps=2), tmp_path / "run", resume=True, progress=False)
 
 

@@ -57,7 +57,7 @@ def test_a_metric_need_not_be_reported_by_each_process_at_each_step(two):
 
 def test_what_is_not_finite_in_one_process_ends_all(two):
     for seen in two[1]:
-        assert seen["broken"].startswith("the weights are not finite after step 3")
+        assert seen["broken"].startswith("the weights are non-finite after step 3")
 
 
 def test_one_process_reads_the_data_before_the_others_and_its_mistake_is_theirs(two):

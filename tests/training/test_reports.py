@@ -63,7 +63,7 @@ class Naming(FixMatch):
 def test_weights_that_an_update_made_infinite_are_not_kept(tmp_path, steps):
     """Its loss was still finite: it is that of the weights before."""
     config = SHORT.replace(lr=3e38, steps=steps, checkpoint_every=1)
-    with pytest.raises(UserError, match="the weights are not finite after step 1: lower --lr, in another --out"):
+    with pytest.raises(UserError, match="the weights are non-finite after step 1: lower --lr, in another --out"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
@@ -71,7 +71,7 @@ def test_weights_that_an_update_made_infinite_are_not_kept(tmp_path, steps):
 @pytest.mark.parametrize("method", ["NanGradient", "InfiniteTeacher"])
 def test_what_no_loss_shows_takes_no_checkpoints_place(tmp_path, method):
     config = SHORT.replace(method=f"{__name__}.{method}", steps=6, checkpoint_every=1)
-    with pytest.raises(UserError, match="the weights are not finite after step 3"):
+    with pytest.raises(UserError, match="the weights are non-finite after step 3"):
         train(config, tmp_path / "run", progress=False)
     kept = checkpoint.load(tmp_path / "run" / "last.ckpt")
     assert kept["step"] == 2
@@ -88,7 +88,7 @@ def test_what_was_not_finite_from_the_start_is_no_mistake(tmp_path):
 @pytest.mark.parametrize("name", ["loss", "step", "teacher_accuracy", "student_accuracy"])
 def test_a_metric_does_not_take_a_name_of_the_runs_own(tmp_path, name):
     config = SHORT.replace(method=f"{__name__}.Naming", name=name, steps=1)
-    with pytest.raises(UserError, match=f"Naming reports a metric by the name of '{name}', .* give it another name"):
+    with pytest.raises(UserError, match=f"Naming reports a metric named '{name}', a column of every run: rename it"):
         train(config, tmp_path / "run", progress=False)
 
 

@@ -16,7 +16,8 @@ from spatial_ensemble.methods.fixmatch import FixMatch
 from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.build import build_method, describe
 from spatial_ensemble.training.config import Config, read_yaml
-from spatial_ensemble.training.run import check, train
+from spatial_ensemble.training.prepare import check
+from spatial_ensemble.training.run import train
 
 DINO = {"method": "dino", "labels": None, "network": "small", "local_crops": 1}
 
@@ -104,7 +105,7 @@ def test_a_finished_run_is_left_as_it_is(straight):
 
 
 def test_more_steps_need_a_schedule_that_was_not_laid_over_the_whole_run(straight, tmp_path):
-    with pytest.raises(UserError, match="has --steps 30, not 40: its schedule was laid over 30 steps"):
+    with pytest.raises(UserError, match="has --steps 30, not 40: its schedule depends on the 30 steps"):
         train(SHORT.replace(steps=40), straight.checkpoint.parent, resume=True, progress=False)
     constant = SHORT.replace(lr_schedule="constant", steps=4, eval_every=2)
     train(constant, tmp_path / "run", progress=False)
@@ -205,7 +206,7 @@ def test_what_cannot_be_trained_leaves_no_trace(tmp_path):
             DINO | {"network": f"{__name__}.Rigid"},
             "test_run.Rigid does not take the 4 x 4 pixels of the view 'dino_local'",
         ),
-        ({"method": "linear"}, "linear learns on weights that are there: name their file by --init"),
+        ({"method": "linear"}, "linear needs pretrained weights: pass --init FILE"),
     ):
         with pytest.raises(UserError, match=message):
             train(SHORT.replace(**change), tmp_path / "run", progress=False)
@@ -215,7 +216,7 @@ def test_what_cannot_be_trained_leaves_no_trace(tmp_path):
 @pytest.mark.parametrize("eval_every", [10, 30])
 def test_a_loss_that_is_not_finite_ends_the_run_and_takes_no_checkpoints_place(tmp_path, eval_every):
     config = SHORT.replace(lr=1e30, eval_every=eval_every, checkpoint_every=1)
-    with pytest.raises(UserError, match=r"the loss is not finite between steps 0 and .*: lower --lr, in another --out"):
+    with pytest.raises(UserError, match=r"the loss is non-finite between steps 0 and .*: lower --lr, in another --out"):
         train(config, tmp_path / "run", progress=False)
     kept = checkpoint.load(tmp_path / "run" / "last.ckpt")
     assert 0 < kept["step"] < eval_every

@@ -11,7 +11,7 @@ from spatial_ensemble.networks.library import resnet, resnet_cifar, resnet_small
 from spatial_ensemble.networks.small import SmallNetwork
 from spatial_ensemble.networks.wide_resnet import WideResNet
 
-__all__ = ["SmallNetwork", "WideResNet", "build", "default_network", "names"]
+__all__ = ["SmallNetwork", "WideResNet", "build", "default_network", "get", "names"]
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "small": lambda channels, size: SmallNetwork(channels),
@@ -41,6 +41,21 @@ def default_network(size: int) -> str:
     return "small" if size <= 16 else "wrn-28-2" if size <= 64 else "resnet50"
 
 
+def get(name: str) -> Callable[..., nn.Module]:
+    """What `build` calls: a callable `(*, channels, size) -> nn.Module`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    try:
+        builder: Callable[..., nn.Module] = _BUILDERS.get(name) or pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"network '{name}' is not known: use one of {', '.join(names())}, or the dotted path of your own ({error})"
+        ) from error
+    return builder
+
+
 def build(name: str, *, channels: int, size: int) -> nn.Module:
     """A backbone with new weights, drawn from torch's global generator.
 
@@ -60,14 +75,9 @@ def build(name: str, *, channels: int, size: int) -> nn.Module:
         >>> build("small", channels=1, size=8)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 128])
     """
+    builder = get(name)
     try:
-        builder = _BUILDERS.get(name) or pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"network '{name}' is not known: use one of {', '.join(names())}, or the dotted path of your own ({error})"
-        ) from error
-    try:
-        network = builder(channels=channels, size=size)
+        network: nn.Module = builder(channels=channels, size=size)
     except TypeError as error:
         raise UserError(f"network '{name}' cannot be built from `channels` and `size`: {error}") from error
     if not isinstance(getattr(network, "num_features", None), int):

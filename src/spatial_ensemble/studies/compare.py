@@ -21,7 +21,8 @@ from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.config import Config, SmoothingName, flag
-from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE, check
+from spatial_ensemble.training.prepare import check
+from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE
 
 SMOOTHINGS: tuple[SmoothingName, ...] = ("tma", "tma-matched", "se", "sts")
 PACKAGES = ("spatial-ensemble", "torch", "torchvision", "lightning", "numpy", "scipy", "scikit-learn")

@@ -1,7 +1,5 @@
 """From a configuration to its parts: method, teacher, and both again from a checkpoint."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +14,7 @@ from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing import Teacher
 from spatial_ensemble.training.config import Config, build_smoothing
-
-
-@contextmanager
-def own_random_state(device: torch.device | None = None) -> Iterator[None]:
-    """Inside, the global generators of torch may be seeded at will; afterwards they are as before."""
-    cuda = [device.index or 0] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        yield
-
-
-def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed the generators of the CPU and of that device; `torch.manual_seed` would seed every GPU's."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-@contextmanager
-def deterministic_cudnn() -> Iterator[None]:
-    """Inside, cuDNN computes the same bits every time; all else of it is as the user has it.
-
-    `torch.backends.cudnn.flags` would also switch cuDNN itself off, or TF32 on.
-    """
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
+from spatial_ensemble.training.determinism import own_random_state, seed_torch
 
 
 def build_method(config: Config, data: dict[str, Any]) -> Method:
@@ -81,13 +49,11 @@ def load_backbone(method: Method, path: Path) -> None:
     """Start the student's backbone from the weights that `export` wrote.
 
     Raises:
-        UserError: no such file, not safetensors, or the backbone is another one.
+        UserError: not safetensors, or the backbone is another one.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise UserError(f"--init {path} does not exist: give the .safetensors file that export wrote")
     try:
         weights = load_file(path)
     except SafetensorError as error:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from spatial_ensemble.data.images import ImageData
@@ -14,6 +13,7 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import accuracy
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
+from spatial_ensemble.training.processes import choose_device
 
 Protocol = Literal["accuracy", "knn", "linear", "linear-paper"]
 Which = Literal["teacher", "student"]
@@ -94,17 +94,6 @@ def evaluate(
         )
     network = (teacher.module if which == "teacher" else method.student).to(choose_device(device))
     return measure(network, replace(data, mean=known["mean"], std=known["std"]), protocol), protocol
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" stands for here.
-
-    Raises:
-        UserError: "cuda" where torch finds none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _few(names: list[str] | tuple[str, ...]) -> str:

@@ -12,7 +12,8 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import predict as outputs
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
-from spatial_ensemble.training.evaluate import Which, choose_device
+from spatial_ensemble.training.evaluate import Which
+from spatial_ensemble.training.processes import choose_device
 
 CHUNK = 500  # images in memory at a time
 
