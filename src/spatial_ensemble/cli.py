@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatial_ensemble.errors import UserError
 
@@ -135,6 +135,9 @@ def _compare_parser(start: "Config | None") -> "ArgumentParser":
 
 def _compare(given: "Namespace") -> None:
     config = _configuration(given)
+    from spatial_ensemble.training.prepare import check_names
+
+    check_names(config)
     from spatial_ensemble.studies.compare import SMOOTHINGS, compare
 
     smoothings = given.smoothings or SMOOTHINGS
@@ -240,7 +243,8 @@ def _start(arguments: list[str]) -> tuple[list[str], "Config | None"]:
     early.add_argument("--resume", action="store_true", default=argparse.SUPPRESS)
     flags = vars(early.parse_known_args(rest)[0])
 
-    files, said = known.config, {}
+    files: list[str] = known.config
+    said: dict[str, Any] = {}
     for file in files:
         said |= read_yaml(Path(file))
     said |= flags
@@ -311,8 +315,11 @@ def _parser(usage: str, description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
-        def format_help(self) -> str:
-            return re.sub(r"--[a-z_]+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+        def format_help(self, *args: Any) -> str:
+            return re.sub(r"--[a-z_]+", lambda flag: flag[0].replace("_", "-"), super().format_help(*args))
+
+        def _print_message(self, message: str, file: Any = None) -> None:  # argparse's ignores a closed output
+            print(message, end="", file=file)
 
     return Parser(
         prog=PROG,

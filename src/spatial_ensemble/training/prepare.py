@@ -47,20 +47,29 @@ def check(config: Config) -> dict[str, Any]:
     return describe(prepare(config).data)
 
 
+def check_names(config: Config, *, resumed: bool = False) -> None:
+    """Check names and paths before anything that takes longer.
+
+    Raises:
+        UserError: an unknown network, or a missing --init.
+    """
+    network, init = config.model.network, config.model.init
+    if network is not None:
+        networks.get(network)
+    if init is not None and not resumed and not Path(init).is_file():
+        raise UserError(f"--init {init} does not exist: give the .safetensors file that export wrote")
+
+
 def load_data(config: Config, *, resumed: bool = False) -> tuple[Config, ImageData]:
     """Read the data: the configuration with its network named, and the data set.
 
     Raises:
-        UserError: an unknown network or data set, a missing file, or images that cannot be read. Names are checked
-            first, because reading the images takes longer.
+        UserError: as `check_names`, or images that cannot be read.
     """
-    images, model = config.images, config.model
-    if model.network is not None:
-        networks.get(model.network)
-    if model.init is not None and not resumed and not Path(model.init).is_file():
-        raise UserError(f"--init {model.init} does not exist: give the .safetensors file that export wrote")
+    check_names(config, resumed=resumed)
+    images, network = config.images, config.model.network
     data = load(images.data, images.path, image_size=images.image_size, skip_broken=images.skip_broken)
-    return config.replace(network=model.network or networks.default_network(data.size)), data
+    return config.replace(network=network or networks.default_network(data.size)), data
 
 
 def prepare(
