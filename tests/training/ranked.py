@@ -100,7 +100,7 @@ def main(out):
     seen["broken"] = message(PLAIN.replace(method="ranked.Broken"), out / "broken")
     for name, stand_in in {"slow": slow_first, "first": fail_in(0), "second": fail_in(1)}.items():
         asked.clear()
-        with mock.patch.object(prepare, "load", stand_in):
+        with mock.patch.object(prepare.sources, "load", stand_in):
             seen[name] = message(PLAIN.replace(steps=1), out / name), list(asked)
     (out / f"rank{RANK}.json").write_text(json.dumps(seen))
 

@@ -105,7 +105,7 @@ def test_a_step_has_as_many_images_as_asked_for(tmp_path):
 @pytest.mark.parametrize("flip", [True, False])
 def test_images_are_mirrored_where_that_keeps_their_class(monkeypatch, flip):
     seen, view = [], prepare.view
-    monkeypatch.setattr(prepare, "load", lambda *args, **kwargs: replace(load("digits"), flip=flip))
+    monkeypatch.setattr(prepare.sources, "load", lambda *args, **kwargs: replace(load("digits"), flip=flip))
     monkeypatch.setattr(prepare, "view", lambda name, **how: seen.append((name, how)) or view(name, **how))
     check(SHORT)
     assert {name for name, _ in seen} == {"weak", "strong"}

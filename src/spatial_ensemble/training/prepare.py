@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from spatial_ensemble import networks
+from spatial_ensemble.data import sources
 from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.loaders import Batches
-from spatial_ensemble.data.sources import load
 from spatial_ensemble.data.splits import balanced_indices
 from spatial_ensemble.data.views import View, view
 from spatial_ensemble.errors import UserError
@@ -51,9 +51,10 @@ def check_names(config: Config, *, resumed: bool = False) -> None:
     """Check names and paths before anything that takes longer.
 
     Raises:
-        UserError: an unknown network, or a missing --init.
+        UserError: an unknown data set or network, or a missing path.
     """
-    network, init = config.model.network, config.model.init
+    images, network, init = config.images, config.model.network, config.model.init
+    sources.check(images.data, images.path, image_size=images.image_size)
     if network is not None:
         networks.get(network)
     if init is not None and not resumed and not Path(init).is_file():
@@ -68,7 +69,7 @@ def load_data(config: Config, *, resumed: bool = False) -> tuple[Config, ImageDa
     """
     check_names(config, resumed=resumed)
     images, network = config.images, config.model.network
-    data = load(images.data, images.path, image_size=images.image_size, skip_broken=images.skip_broken)
+    data = sources.load(images.data, images.path, image_size=images.image_size, skip_broken=images.skip_broken)
     return config.replace(network=network or networks.default_network(data.size)), data
 
 

@@ -29,8 +29,8 @@ def check(name: str, path: str | None = None, *, image_size: int | None = None) 
         raise UserError(f"digits is built in and takes no path, but --path {path} was given: use --data folder?")
     if name == "folder" and path is None:
         raise UserError("--data folder needs --path, the folder that holds train/<class>/ or <class>/")
-    if path is not None:
-        _expanded(path)
+    if path is not None and not (place := _expanded(path)).exists() and name == "folder":  # others are downloaded to it
+        raise UserError(f"no such path: {place}")
 
 
 def load(

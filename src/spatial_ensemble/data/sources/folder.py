@@ -96,8 +96,6 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
 
 def _layout(path: Path) -> tuple[Path, Path | None]:
     """The folder of the training classes, and that of the test classes, if any."""
-    if not path.exists():
-        raise UserError(f"no such path: {path}")
     if not path.is_dir():
         raise UserError(f"{path} is a file: --path takes a folder, where {LAYOUT}")
     train, tests = path / "train", [path / name for name in ("test", "val") if (path / name).is_dir()]
