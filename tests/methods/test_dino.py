@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_by_default_the_teachers_statistics_are_those_of_global_crops() -> None:
 def test_last_layer_is_frozen_at_first() -> None:
     """Neither weight decay nor moments of its own: as if its training began when the others have had two steps."""
     method, teacher = build("dino")
-    method.freeze_last_layer_steps = 2
+    method.options = replace(method.options, freeze_last_layer_steps=2)
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.1, weight_decay=0.5)
     head = method.student.head
     for step in range(3):

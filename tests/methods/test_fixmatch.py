@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_whole_loss(case: str) -> None:
     supervised = sum(cross_entropy(row, label) for row, label in zip(labelled, batch.labels.tolist(), strict=True))
     supervised /= len(labelled)
     unsupervised, rate = reference(weak, strong, threshold=0.25)
-    method.unlabelled_weight = 0.7
+    method.options = replace(method.options, unlabelled_weight=0.7)
     loss, metrics = method(batch, teacher)
     assert 0 < rate < 1
     assert loss.item() == pytest.approx(supervised + 0.7 * unsupervised, rel=1e-5)

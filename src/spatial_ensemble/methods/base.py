@@ -1,4 +1,4 @@
-"""What every method is: a student, the views it wants, and a loss."""
+"""Base class of the methods, and what they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from spatial_ensemble.smoothing.teacher import Teacher
 
 
 class Student(nn.Module):
-    """What the teacher smooths: a backbone and the head that stands on it.
+    """What the teacher smooths: a backbone and its head.
 
     Args:
         backbone: images [B, C, H, W] to features [B, D].
@@ -66,7 +66,7 @@ def _train_mode(module: nn.Module, passes: int) -> Iterator[None]:
 
 @torch.no_grad()
 def spread(outputs: Tensor) -> Tensor:
-    """How unlike each other the directions of outputs [B, D] are: about 1 for random ones, 0 after a collapse."""
+    """Diversity of the directions of outputs [B, D]: about 1 for random ones, 0 after a collapse."""
     deviation: Tensor = F.normalize(outputs.float(), dim=1).std(dim=0).mean()
     return deviation * float(outputs.shape[1] ** 0.5)
 
@@ -77,7 +77,7 @@ def num_features(backbone: nn.Module) -> int:
 
 
 def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
-    """A linear classifier for a backbone's features, started as Wide ResNet's: Glorot normal weights, no bias."""
+    """A linear classifier for a backbone's features, initialised as in Wide ResNet: Glorot normal, zero bias."""
     linear = nn.Linear(num_features(backbone), num_classes)
     nn.init.xavier_normal_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -85,7 +85,7 @@ def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
 
 
 class Method(nn.Module, ABC):
-    """A way for a teacher to teach a student; a subclass is one file.
+    """A way for a teacher to teach a student.
 
     The constructor takes `(backbone, num_classes, options)` and sets `student`; anything else that is trained (BYOL's
     predictor) is a submodule too.
@@ -93,11 +93,11 @@ class Method(nn.Module, ABC):
     Attributes:
         Options: frozen dataclass of the method's options, each a bool, int, float, str or Literal with a default. Its
             fields are flags on the command line.
-        labelled_views: names of the views it wants of each labelled image.
-        unlabelled_views: names of the views it wants of each unlabelled image.
-        unlabelled_ratio: unlabelled images in a batch for each labelled one; 1 where nothing is labelled.
-        needs_init: whether it makes sense only on weights that are loaded into its backbone (`--init`).
-        headline: what it is judged by, the accuracy of the student's own outputs or that of its backbone's neighbours.
+        labelled_views: names of the views of each labelled image.
+        unlabelled_views: names of the views of each unlabelled image.
+        unlabelled_ratio: unlabelled images per labelled image in a batch; 1 if nothing is labelled.
+        needs_init: whether its backbone needs pretrained weights (`--init`).
+        headline: how it is evaluated: accuracy of the student's own outputs, or kNN accuracy of its backbone.
         student: what the teacher smooths, with its `backbone`.
     """
 
@@ -119,25 +119,25 @@ class Method(nn.Module, ABC):
                 where BatchNorm updates its running statistics (see `targets`).
 
         Returns:
-            The loss to minimise, a scalar, and detached scalars to log, by any names but those of a run's own columns:
-            loss, step, teacher_accuracy and student_accuracy.
+            The loss to minimise, a scalar, and detached scalars to log under any names except those of a run's own
+            columns: loss, step, teacher_accuracy and student_accuracy.
         """
 
     def before_optimizer_step(self, step: int) -> None:
-        """Called with the number of the step, counted from 0, once its gradients are there; does nothing by default."""
+        """Called with the number of the step, from 0, once its gradients are computed; does nothing by default."""
 
     def check(self, *, batch_size: int, processes: int, num_classes: int, labelled: int, size: int) -> None:
-        """Refuse, before training starts, what this method cannot learn from; a subclass adds its own conditions.
+        """Check before training that the method can learn from the data; a subclass adds its own conditions.
 
         Args:
-            batch_size: labelled images in a step (unlabelled ones where nothing is labelled), over all processes.
-            processes: how many share these images, each with BatchNorm of its own.
-            num_classes: classes of the data set; 0 where no image has a label.
-            labelled: labelled images there are.
-            size: pixels a side of an image.
+            batch_size: labelled images per step (unlabelled ones if nothing is labelled), over all processes.
+            processes: how many share these images, each with its own BatchNorm statistics.
+            num_classes: classes of the data set; 0 if no image has a label.
+            labelled: number of labelled images.
+            size: side of an image, pixels.
 
         Raises:
-            UserError: with what is wrong and what to do.
+            UserError: it cannot.
         """
         name = type(self).__name__
         if num_classes == 1:

@@ -27,9 +27,9 @@ def regression_loss(predictions: Tensor, projections: Tensor) -> Tensor:
 
 
 class BYOL(Method):
-    """BYOL (Grill et al. 2020): the student and a predictor regress the teacher's projection, both ways round.
+    """BYOL (Grill et al. 2020): the student and a predictor regress the teacher's projection, symmetrically.
 
-        loss = regression_loss(predictor(student(x1)), teacher(x2)) + the same with x1 and x2 exchanged
+        loss = regression_loss(predictor(student(x1)), teacher(x2)) + the same with x1 and x2 swapped
 
     Args:
         backbone: images to features, with `num_features`.
@@ -47,12 +47,12 @@ class BYOL(Method):
         projector = BYOLProjectionHead(num_features(backbone), options.hidden_dim, options.projection_dim)
         self.student = Student(backbone, projector)
         self.predictor = BYOLPredictionHead(options.projection_dim, options.hidden_dim, options.projection_dim)
-        self.teacher_norm = options.teacher_norm
+        self.options = options
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = batch.unlabelled
-        first_target, second_target = (targets(teacher, view, self.teacher_norm) for view in (first, second))
-        # The two views are augmented differently: each is normalised by its own statistics, as published.
+        first_target, second_target = (targets(teacher, view, self.options.teacher_norm) for view in (first, second))
+        # The views are augmented differently: each is normalised by its own statistics, as published.
         first_prediction, second_prediction = (self.predictor(self.student(view)) for view in (first, second))
         loss = regression_loss(first_prediction, second_target) + regression_loss(second_prediction, first_target)
         return loss, {"spread": spread(first_target)}

@@ -1,4 +1,4 @@
-"""DINO: from every crop of an image, predict the teacher's centred and sharpened answer to its global crops."""
+"""DINO: from every crop of an image, predict the teacher's centred and sharpened outputs for its global crops."""
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ def cross_view_loss(student_logits: Tensor, teacher_probabilities: Tensor) -> Te
 class DINOHead(nn.Module):
     """Three linear layers with GELU, unit length, and a last layer whose rows have unit length, without bias.
 
-    Weights are normalised in the forward pass and not by `torch.nn.utils.weight_norm`, which a Teacher could not copy.
+    Weights are normalised in the forward pass, not by `torch.nn.utils.weight_norm`, which a Teacher cannot copy.
 
     Args:
         inputs, hidden, bottleneck, outputs: sizes of the layers.
@@ -68,7 +68,7 @@ class DINO(Method):
         teacher: softmax((logits - centre) / teacher_temperature)      centre <- c centre + (1 - c) mean(teacher logits)
         loss = cross_view_loss(student logits / student_temperature, teacher)
 
-    The centre is a buffer of this module: it is saved, and a resumed run goes on with it.
+    The centre is a buffer, so that a resumed run has the same.
 
     Args:
         backbone: images to features, with `num_features`; it must take the local crops' size too.
@@ -88,27 +88,24 @@ class DINO(Method):
         )
         self.student = Student(backbone, head)
         self.register_buffer("centre", torch.zeros(options.out_dim))
-        self.student_temperature = options.student_temperature
         self.teacher_temperature = linear(
             options.warmup_teacher_temperature,
             options.teacher_temperature,
             max(1, options.temperature_warmup_steps),
         )
-        self.centre_momentum = options.centre_momentum
-        self.freeze_last_layer_steps = options.freeze_last_layer_steps
-        self.teacher_norm = options.teacher_norm
+        self.options = options
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         global_crops, local_crops = torch.cat(batch.unlabelled[:2]), batch.unlabelled[2:]
-        teacher_logits = targets(teacher, global_crops, self.teacher_norm).float()
+        teacher_logits = targets(teacher, global_crops, self.options.teacher_norm).float()
         features = self.student.backbone(global_crops)
-        if local_crops:  # another size of image, hence another pass
+        if local_crops:  # images of another size need another forward pass
             features = torch.cat([features, self.student.backbone(torch.cat(local_crops))])
         logits = self.student.head(features).float()
         temperature = self.teacher_temperature(batch.step)
         probabilities = ((teacher_logits - self.centre) / temperature).softmax(dim=1)
         loss = cross_view_loss(
-            logits.unflatten(0, (len(batch.unlabelled), -1)) / self.student_temperature,
+            logits.unflatten(0, (len(batch.unlabelled), -1)) / self.options.student_temperature,
             probabilities.unflatten(0, (2, -1)),
         )
         self.update_centre(teacher_logits)
@@ -116,8 +113,8 @@ class DINO(Method):
         return loss, {"teacher_entropy": entropy}
 
     def before_optimizer_step(self, step: int) -> None:
-        """Freeze the last layer in the first steps: without a gradient, no optimizer moves or decays it."""
-        if step < self.freeze_last_layer_steps:
+        """Freeze the last layer in the first steps: no optimizer moves or decays a parameter without a gradient."""
+        if step < self.options.freeze_last_layer_steps:
             assert isinstance(self.student.head, DINOHead)
             self.student.head.last.weight.grad = None
 
@@ -128,4 +125,4 @@ class DINO(Method):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
-        self.centre.lerp_(mean, 1 - self.centre_momentum)
+        self.centre.lerp_(mean, 1 - self.options.centre_momentum)

@@ -11,17 +11,17 @@ from spatial_ensemble.smoothing.teacher import Teacher
 
 
 def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """FixMatch's unlabelled loss: cross-entropy against hard labels, where they are confident.
+    """FixMatch's unlabelled loss: cross-entropy with confident hard labels.
 
         1/B sum_i [max softmax(weak_i) >= threshold] * cross_entropy(strong_i, argmax weak_i)
 
     Args:
-        weak_logits: what labels the weak views, [B, K]; no gradient flows into it.
-        strong_logits: the student's answer to the strong views, [B, K].
-        threshold: least confidence, in [0, 1].
+        weak_logits: logits of the weak views, [B, K], detached.
+        strong_logits: the student's logits of the strong views, [B, K].
+        threshold: minimum confidence, in [0, 1].
 
     Returns:
-        The loss and the share of images that passed the threshold, both scalars.
+        The loss and the fraction of images above the threshold, both scalars.
 
     Source: Sohn et al. 2020, equation 4.
     """
@@ -32,14 +32,14 @@ def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: flo
 
 
 class FixMatch(Method):
-    """FixMatch (Sohn et al. 2020), with the teacher's labels as EMAN (arXiv 2101.08482) and the paper have it.
+    """FixMatch (Sohn et al. 2020), with labels from the teacher as in EMAN (arXiv 2101.08482) and the paper.
 
         loss = cross_entropy(weak labelled) + unlabelled_weight * pseudo_label_loss
 
-    The student sees all of its images in one forward pass, so that BatchNorm's statistics are those of labelled and
-    unlabelled ones together (what kekmodel/FixMatch-pytorch's interleaving is for), unless `labelled_apart` is set:
-    with it and teacher_norm="batch" a short training of a small network was above the labels alone, which it was not
-    shown to be without (benchmarks/results).
+    The student sees labelled and unlabelled images in one forward pass, so that they share BatchNorm's statistics (the
+    purpose of kekmodel/FixMatch-pytorch's interleaving), unless `labelled_apart` is set: with it and
+    teacher_norm="batch" a short training of a small network was better than the labels alone, which was not shown
+    without it (benchmarks/results).
 
     Args:
         backbone: images to features, with `num_features`.
@@ -55,30 +55,26 @@ class FixMatch(Method):
     def __init__(self, backbone: nn.Module, num_classes: int, options: FixMatchOptions) -> None:
         super().__init__()
         self.student = Student(backbone, classifier(backbone, num_classes))
-        self.threshold = options.threshold
-        self.unlabelled_weight = options.unlabelled_weight
         self.unlabelled_ratio = options.unlabelled_ratio
-        self.labels_from = options.labels_from
-        self.labelled_apart = options.labelled_apart
-        self.teacher_norm = options.teacher_norm
+        self.options = options
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         (labelled,), (weak, strong) = batch.labelled, batch.unlabelled
-        if self.labels_from == "teacher":
-            weak_logits = targets(teacher, weak, self.teacher_norm)
-            logits, strong_logits = self._answers(labelled, strong)
+        if self.options.labels_from == "teacher":
+            weak_logits = targets(teacher, weak, self.options.teacher_norm)
+            logits, strong_logits = self._logits(labelled, strong)
         else:
-            logits, unlabelled_logits = self._answers(labelled, torch.cat([weak, strong]))
+            logits, unlabelled_logits = self._logits(labelled, torch.cat([weak, strong]))
             weak_logits, strong_logits = unlabelled_logits.chunk(2)
         loss_labelled = F.cross_entropy(logits.float(), batch.labels)
-        loss_unlabelled, mask_rate = pseudo_label_loss(weak_logits, strong_logits, self.threshold)
-        loss = loss_labelled + self.unlabelled_weight * loss_unlabelled
+        loss_unlabelled, mask_rate = pseudo_label_loss(weak_logits, strong_logits, self.options.threshold)
+        loss = loss_labelled + self.options.unlabelled_weight * loss_unlabelled
         metrics = {"loss_labelled": loss_labelled, "loss_unlabelled": loss_unlabelled, "mask_rate": mask_rate}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _answers(self, labelled: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's logits for both."""
-        if self.labelled_apart:
+    def _logits(self, labelled: Tensor, unlabelled: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's logits of both."""
+        if self.options.labelled_apart:
             return self.student(labelled), self.student(unlabelled)
         logits, unlabelled_logits = self.student(torch.cat([labelled, unlabelled])).tensor_split([len(labelled)])
         return logits, unlabelled_logits

@@ -1,4 +1,4 @@
-"""Linear evaluation as training: a classifier learns on a backbone that stays as it is."""
+"""Linear evaluation as training: a classifier on a frozen backbone."""
 
 from typing import Self
 
@@ -13,11 +13,11 @@ from spatial_ensemble.smoothing.teacher import Teacher
 
 
 class Linear(Method):
-    """A linear classifier on a frozen backbone, whose weights `--init` brings, on random crops of labelled images.
+    """A linear classifier on a frozen backbone, loaded by `--init`, trained on random crops of labelled images.
 
         loss = cross_entropy(head(backbone(x)))
 
-    Unlike `evaluate --protocol linear`, which computes each image's features once, every epoch sees other crops.
+    Unlike `evaluate --protocol linear`, which computes each image's features once, every epoch has other crops.
 
     Args:
         backbone: images to features, with `num_features`; frozen, and in eval mode throughout.

@@ -1,4 +1,4 @@
-"""Mean Teacher: agree with the teacher about another view of the same image."""
+"""Mean Teacher: agree with the teacher on another view of the same image."""
 
 import math
 
@@ -36,11 +36,11 @@ class MeanTeacher(Method):
 
         loss = cross_entropy(labelled) + consistency_weight * ramp_up(step) * consistency_loss(unlabelled)
 
-    Student and teacher see different weak views of the same unlabelled images, the labelled ones being among these.
-    The labelled images of a step pass through the student on their own, and BatchNorm normalises each part by itself.
-    This, the weight and the ratio are google-research/fixmatch's and TorchSSL's, where only the labelled part moves the
+    Student and teacher see different weak views of the same unlabelled images, which include the labelled ones. The
+    labelled images of a step have a forward pass of their own, so that BatchNorm normalises each part separately. This,
+    the weight and the ratio are those of google-research/fixmatch and TorchSSL, where only the labelled part moves the
     running statistics; here both do. The paper's own code has a weight of 100 and one batch of both kinds, which was
-    below the labels alone on the one seed tried here (benchmarks/results).
+    worse than the labels alone on the one seed tried here (benchmarks/results).
 
     Args:
         backbone: images to features, with `num_features`.
@@ -56,15 +56,13 @@ class MeanTeacher(Method):
     def __init__(self, backbone: nn.Module, num_classes: int, options: MeanTeacherOptions) -> None:
         super().__init__()
         self.student = Student(backbone, classifier(backbone, num_classes))
-        self.consistency_weight = options.consistency_weight
-        self.ramp_up_steps = options.ramp_up_steps
         self.unlabelled_ratio = options.unlabelled_ratio
-        self.teacher_norm = options.teacher_norm
+        self.options = options
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         (labelled,), (view, other_view) = batch.labelled, batch.unlabelled
         loss_labelled = F.cross_entropy(self.student(labelled).float(), batch.labels)
-        consistency = consistency_loss(self.student(view), targets(teacher, other_view, self.teacher_norm))
-        weight = self.consistency_weight * ramp_up(batch.step, self.ramp_up_steps)
+        consistency = consistency_loss(self.student(view), targets(teacher, other_view, self.options.teacher_norm))
+        weight = self.options.consistency_weight * ramp_up(batch.step, self.options.ramp_up_steps)
         metrics = {"loss_labelled": loss_labelled.detach(), "consistency": consistency.detach()}
         return loss_labelled + weight * consistency, metrics
