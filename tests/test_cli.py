@@ -322,6 +322,36 @@ def test_a_recipe_and_resume_may_stand_in_the_file(work, capsys, tmp_path):
     assert (code, err) == (0, "") and "is finished: no step is left" in said
 
 
+VERSION_0_1 = """
+method: moco
+data: digits
+path: null
+labels: null
+init: null
+momentum: 0.9
+momentum_schedule: warmup
+buffers: average
+seed: 3
+steps: 8
+lr: 1.0e-05
+clip_grad: null
+checkpoint_every: 400
+queue_size: 256
+symmetric: true
+"""
+
+
+def test_a_file_of_version_0_1_is_read_or_refused_by_the_name_that_is_wrong(capsys, tmp_path):
+    (tmp_path / "old.yaml").write_text(VERSION_0_1)
+    code, out, err = run(capsys, "train", "--config", tmp_path / "old.yaml", "--print-config")
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(VERSION_0_1).items() <= yaml.safe_load(out).items()
+    for line, message in (("threshold: 0.5", "does not accept option 'threshold'"), ("steps: 8.5", 'key "steps"')):
+        (tmp_path / "bad.yaml").write_text(f"{VERSION_0_1}{line}\n")
+        code, out, err = run(capsys, "train", "--config", tmp_path / "bad.yaml")
+        assert (code, out, err.count("\n")) == (2, "", 1) and message in err
+
+
 @pytest.mark.parametrize("arguments", ["--version", "train --list"])
 def test_a_reader_that_has_enough_gets_no_complaint(tmp_path, arguments):
     command = f"{sys.executable} -m spatial_ensemble.cli {arguments}"
@@ -385,7 +415,7 @@ def test_images_without_a_label_alone_are_learnt_from_and_judged_elsewhere(work,
     code, said, _ = run(capsys, "evaluate", out / "last.ckpt", "--data", "folder", "--path", work / "pets")
     assert code == 0 and said.startswith("knn of the teacher: ")
     for message, command in (
-        (f"no image in {images} has a label to judge by", ["evaluate", out / "last.ckpt"]),
+        (f"no image in {images} has a label to evaluate with", ["evaluate", out / "last.ckpt"]),
         (f"no image in {images} has a label to compare by", ["compare", "--method", "byol", *bare, *flags]),
         ("fixmatch learns from labels, and no image has one", ["train", "fixmatch", *bare, *flags]),
     ):

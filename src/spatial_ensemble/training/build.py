@@ -1,4 +1,4 @@
-"""From a configuration to its parts: method, teacher, and both again from a checkpoint."""
+"""Method and teacher, built from a configuration or restored from a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from spatial_ensemble.training.determinism import own_random_state, seed_torch
 
 
 def build_method(config: Config, data: dict[str, Any]) -> Method:
-    """The method with fresh weights, a function of the seed.
+    """The method with new weights, a function of the seed.
 
     Args:
         config: with its network named.
-        data: as `describe` gives it: channels, size and classes decide the shape of the network.
+        data: from `describe`; its channels, size and classes determine the shape of the network.
 
     Raises:
         UserError: an unknown network or method, or no labels for a method that needs some.
@@ -46,10 +46,10 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
 
 
 def load_backbone(method: Method, path: Path) -> None:
-    """Start the student's backbone from the weights that `export` wrote.
+    """Initialise the student's backbone with exported weights.
 
     Raises:
-        UserError: not safetensors, or the backbone is another one.
+        UserError: not a safetensors file, or another backbone.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -68,7 +68,7 @@ def load_backbone(method: Method, path: Path) -> None:
 
 
 def build_teacher(config: Config, method: Method) -> Teacher:
-    """The teacher of the method's student, an exact copy at first."""
+    """The teacher of the method's student, a copy of it."""
     return Teacher(
         method.student,
         build_smoothing(config),
@@ -79,7 +79,7 @@ def build_teacher(config: Config, method: Method) -> Teacher:
 
 
 def describe(data: ImageData) -> dict[str, Any]:
-    """What a checkpoint keeps of its data: enough to build the network again, to feed it, and to know them again."""
+    """What a checkpoint keeps of its data: enough to rebuild the network, to normalise, and to detect other images."""
     return {
         "name": data.name,
         "classes": list(data.classes),
@@ -92,14 +92,14 @@ def describe(data: ImageData) -> dict[str, Any]:
 
 
 def restore(content: dict[str, Any], path: Path) -> tuple[Config, Method, Teacher]:
-    """Configuration, method and teacher as a checkpoint holds them.
+    """Configuration, method and teacher of a checkpoint.
 
     Args:
-        content: what `checkpoint.load` returned.
-        path: where it came from, for the message.
+        content: from `checkpoint.load`.
+        path: of the file, for messages.
 
     Raises:
-        UserError: the weights are not those of the network that the checkpoint names.
+        UserError: the weights do not fit the network that the checkpoint names.
     """
     config = Config.from_dict(content["config"])
     method = build_method(config, content["data"])
@@ -112,7 +112,7 @@ def load_weights(content: dict[str, Any], path: Path, method: Method, teacher: T
     """Load the weights of method and teacher from a checkpoint.
 
     Raises:
-        UserError: they are those of another network.
+        UserError: they do not fit.
     """
     try:
         method.load_state_dict(content["method"])

@@ -4,7 +4,7 @@ In YAML files, in checkpoints and on the command line it is flat: the names of t
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +26,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _require(ok: bool, what: str, **named: object) -> None:
-    if not ok:
-        ((name, value),) = named.items()
+def _require(part: object, name: str, ok: Callable[[Any], bool], what: str) -> None:
+    """Refuse the value of a field that is out of range; None is fine."""
+    value = getattr(part, name)
+    if value is not None and not ok(value):
         raise UserError(f"{flag(name)} must be {what}, got {value}")
-
-
-def _at_least(least: int, **named: int | None) -> None:
-    for name, value in named.items():
-        _require(value is None or value >= least, f"at least {least}", **{name: value})
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,8 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(1, image_size=self.image_size, labels=self.labels)
+        for name in ("image_size", "labels"):
+            _require(self, name, lambda value: value >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(
-            0 <= (self.batchnorm_momentum or 0) <= 1, "a number in [0, 1]", batchnorm_momentum=self.batchnorm_momentum
-        )
+        _require(self, "batchnorm_momentum", lambda value: 0 <= value <= 1, "a number in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -135,10 +130,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(math.isfinite(self.lr) and self.lr > 0, "a positive number", lr=self.lr)
-        finite = math.isfinite(self.weight_decay)
-        _require(finite and self.weight_decay >= 0, "0 or more", weight_decay=self.weight_decay)
-        _require(self.clip_grad is None or self.clip_grad > 0, "a positive number", clip_grad=self.clip_grad)
+        _require(self, "lr", lambda value: 0 < value < math.inf, "a positive number")
+        _require(self, "weight_decay", lambda value: 0 <= value < math.inf, "0 or more")
+        _require(self, "clip_grad", lambda value: value > 0, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -165,9 +159,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(0, seed=self.seed)
-        _at_least(1, steps=self.steps, batch_size=self.batch_size)
-        _at_least(1, eval_every=self.eval_every, checkpoint_every=self.checkpoint_every)
+        _require(self, "seed", lambda value: value >= 0, "at least 0")
+        for name in ("steps", "batch_size", "eval_every", "checkpoint_every"):
+            _require(self, name, lambda value: value >= 1, "at least 1")
 
 
 PARTS: dict[str, type[Any]] = {

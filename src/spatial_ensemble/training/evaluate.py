@@ -1,4 +1,4 @@
-"""How good the networks of a run are."""
+"""Accuracy of the networks of a run."""
 
 import math
 from dataclasses import replace
@@ -20,13 +20,13 @@ Which = Literal["teacher", "student"]
 
 
 def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: int = 0) -> float:
-    """One number in per cent; nan where no image has a label to judge by.
+    """Accuracy in per cent; nan if no image has a label.
 
     Args:
         student: a network with its `backbone`.
-        data: with the mean and std to normalise by.
-        protocol: accuracy of the network's own outputs, of its backbone's nearest neighbours, or of a linear probe
-            (the standard one, or the paper's with its BatchNorm1d).
+        data: with the mean and std for normalisation.
+        protocol: accuracy of the network's own outputs, of nearest neighbours of its backbone's features, or of a
+            linear probe of them (the standard one, or the paper's with its BatchNorm1d).
         seed: of the linear probe.
     """
     if not data.classes:
@@ -59,18 +59,18 @@ def evaluate(
 
     Args:
         path: the checkpoint.
-        name: of the data set, as for `data.load`; None: that of its training.
-        folder: where it lies.
+        name: of the data set; None: that of the training.
+        folder: of the data.
         which: the teacher or the student.
-        protocol: None takes the measure that its method is judged by.
-        skip_broken: leave out broken images.
+        protocol: None: the headline of its method.
+        skip_broken: skip broken images.
         device: auto, cpu or cuda.
 
     Returns:
-        The measure in per cent, and its protocol.
+        The accuracy in per cent, and its protocol.
 
     Raises:
-        UserError: no checkpoint, images or classes that do not suit its network, or no classifier to measure.
+        UserError: no checkpoint, no classifier, or images or classes that do not fit the network.
     """
     content = checkpoint.load(path)
     config, method, teacher = restore(content, path)
@@ -83,7 +83,7 @@ def evaluate(
         name, folder = config.images.data, folder or config.images.path
     data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
     if not data.classes:
-        raise UserError(f"no image in {folder} has a label to judge by: give --path to images in class folders")
+        raise UserError(f"no image in {folder} has a label to evaluate with: give --path to images in class folders")
     if data.channels != known["channels"]:
         raise UserError(f"{path} was trained on images of {known['channels']} channel(s), {name} has {data.channels}")
     protocol = protocol or method.headline

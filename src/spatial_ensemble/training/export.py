@@ -1,4 +1,4 @@
-"""A network of a run as safetensors: weights, and all that is needed to use them without this package."""
+"""Export a network of a run as safetensors, with all that is needed to use it without this package."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from spatial_ensemble.training.evaluate import Which
 
 
 def export(path: Path, out: Path, *, which: Which = "teacher") -> None:
-    """Write the weights of a network as safetensors, whole or not at all.
+    """Write the weights of a network as safetensors, atomically.
 
-    The metadata are strings: network (name of the backbone), channels, size (pixels a side), classes (a JSON list of
-    names), mean and std (JSON lists, in units of the full range), and where the weights come from. Weights of the
-    backbone are named backbone.*, those of what stands on it head.*.
+    The metadata are strings: network (name of the backbone), channels, size (side in pixels), classes (JSON list of
+    names), mean and std (JSON lists, in units of the full range), and the origin of the weights. Weights are named
+    backbone.* and head.*.
 
     Args:
         path: the checkpoint.
@@ -22,7 +22,7 @@ def export(path: Path, out: Path, *, which: Which = "teacher") -> None:
         which: the teacher or the student.
 
     Raises:
-        UserError: no checkpoint, or no folder to write into.
+        UserError: no checkpoint, or no such folder.
     """
     from safetensors.torch import save
 

@@ -1,4 +1,4 @@
-"""What a run tells: log.csv, TensorBoard where it is installed, and a progress bar on a terminal."""
+"""Logs of a run: log.csv, TensorBoard if it is installed, and a progress bar on a terminal."""
 
 import csv
 import importlib.util
@@ -13,12 +13,12 @@ Row = dict[str, float]
 
 
 def write_csv(path: Path, history: Sequence[Row]) -> None:
-    """The whole history as a table, one line an evaluation. Written anew each time, so that it never disagrees with
-    the checkpoint that a run resumes from."""
+    """Write the history as a table, one row an evaluation; all of it each time, so that it agrees with the checkpoint
+    that a run resumes from."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            names = dict.fromkeys(name for row in history for name in row)  # a metric may set in later than others
+            names = dict.fromkeys(name for row in history for name in row)  # a metric may start later than others
             writer = csv.DictWriter(file, fieldnames=list(names) or ["step"])
             writer.writeheader()
             writer.writerows(history)
@@ -28,12 +28,12 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
 
 @contextmanager
 def tensorboard(folder: Path, first_step: int, wanted: bool) -> Iterator[Callable[[Row], None]]:
-    """A function that writes a row of the history for TensorBoard, or does nothing where that is not installed.
+    """A function that writes a row of the history to TensorBoard; it does nothing if that is not installed.
 
     Args:
         folder: for the event files.
-        wanted: whether this process is to write.
-        first_step: what an interrupted run had written from this step on is dropped.
+        wanted: whether this process writes.
+        first_step: events of an interrupted run from this step on are dropped.
     """
     if not wanted or importlib.util.find_spec("tensorboard") is None:
         yield lambda row: None
@@ -72,7 +72,7 @@ def progress_bar(start: int, steps: int, shown: bool) -> Iterator[Callable[[int,
 
 
 def describe(row: Row) -> str:
-    """A row of the history in a few words.
+    """A row of the history on one line.
 
     Example:
         >>> describe({"step": 100, "teacher_accuracy": 97.25, "student_accuracy": 96.0, "loss": 0.125})

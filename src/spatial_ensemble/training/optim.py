@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, the latter as a function of the step alone."""
+"""Optimizers, and the learning rate as a function of the step."""
 
 import math
 from typing import Any
@@ -10,8 +10,8 @@ from spatial_ensemble.training.config import Config
 
 
 def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimizer of a configuration. Biases and norms, everything of one dimension, have no weight decay, and in
-    LARS no trust ratio either.
+    """The optimizer of a configuration. Parameters of one dimension (biases, norms) have no weight decay, and in LARS
+    no trust ratio.
 
     Source: SGD with Nesterov momentum as FixMatch's; LARS (You et al. 2017, timm's) with trust coefficient 0.001 as
     BYOL's ("lars"), or 0.02 and clipped to 1 as solo-learn's BYOL on CIFAR ("larc").
@@ -23,13 +23,13 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.optim.optimizer in ("sgd", "heavyball"):
-        # Not fused: that one fails on a parameter whose gradients set in later, as those of DINO's last layer may.
+        # Not fused: that fails if the gradients of a parameter start later, as those of DINO's last layer may.
         return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9, nesterov=config.optim.optimizer == "sgd")
     if config.optim.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
     from timm.optim.lars import Lars
 
-    for group in groups:  # timm's leaves the trust ratio out wherever there is no weight decay, unless told
+    for group in groups:  # timm omits the trust ratio without weight decay, unless told
         group["always_adapt"] = group["params"][0].ndim > 1
     clipped = config.optim.optimizer == "larc"
     lars: torch.optim.Optimizer = Lars(
@@ -39,7 +39,7 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """The learning rate of a step, counted from 0: a straight warm-up, then the schedule over what remains.
+    """The learning rate of a step, counted from 0: a linear warm-up, then the schedule over the remaining steps.
 
         constant: lr        cosine: lr (1 + cos(pi k / K)) / 2        fixmatch: lr cos(7 pi k / (16 K))
 
@@ -60,6 +60,6 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Use `value` for every parameter from now on."""
+    """Set the learning rate of every parameter."""
     for group in optimizer.param_groups:
         group["lr"] = value

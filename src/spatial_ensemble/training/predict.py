@@ -1,4 +1,4 @@
-"""The classes of image files."""
+"""Classify image files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +21,13 @@ CHUNK = 500  # images in memory at a time
 def predict(
     path: Path, images: Path, *, which: Which = "teacher", skip_broken: bool = False, device: str = "auto"
 ) -> Iterator[tuple[Path, str, float]]:
-    """Image by image: its path, its class, and the probability that the network gives to it.
+    """Yield each image's path, its class, and the probability of that class.
 
     Args:
         path: the checkpoint.
-        images: an image, or a folder that is searched, with all its folders, for images.
+        images: an image, or a folder that is searched with its subfolders.
         which: the teacher or the student.
-        skip_broken: leave out broken images; otherwise the first one is an error.
+        skip_broken: skip broken images; otherwise the first one is an error.
         device: auto, cpu or cuda.
 
     Raises:
@@ -37,7 +37,7 @@ def predict(
     config, method, teacher = restore(content, path)
     data = content["data"]
     if method.headline != "accuracy":
-        raise UserError(f"{path} holds a network of {config.method}, which has no classifier and predicts no class")
+        raise UserError(f"{path} holds a network of {config.method}, which has no classifier")
     files = _files(images)
     network = (teacher.module if which == "teacher" else method.student).to(choose_device(device))
     for start in range(0, len(files), CHUNK):
@@ -67,7 +67,7 @@ def _files(images: Path) -> list[Path]:
 
 
 def _channels(pixels: object, channels: int) -> Tensor:
-    """uint8 [C, H, W] with the channels that the network takes: grey is the luma of ITU-R 601, as in Pillow."""
+    """uint8 [C, H, W] with the channels of the network; grey is the luma of ITU-R 601, as in Pillow."""
     image = torch.as_tensor(pixels).permute(2, 0, 1)
     if channels == 1 and len(image) == 3:
         weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
