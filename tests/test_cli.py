@@ -53,6 +53,7 @@ def work(tmp_path_factory):
     (work / "list.yaml").write_text("- 1\n")
     (work / "broken.yaml").write_text("steps: [1\n")
     (work / "epochs.yaml").write_text("method: byol\nepochs: 9\n")
+    (work / "few.yaml").write_text("recipe: byol_cifar10\nepochs: few\n")
     (work / "null.yaml").write_text("method: fixmatch\ndata: null\n")
     (work / "nan.yaml").write_text("method: fixmatch\nmomentum: .nan\n")
     return work
@@ -122,6 +123,7 @@ BAD = {
     ("train", "--recipe", "byol_cifar10", "--epochs", "few"): "argument --epochs: invalid int value: 'few'",
     (*FIXMATCH, "--epochs", "9"): "--epochs belongs to a --recipe: use --steps",
     ("train", "--config", "{work}/epochs.yaml"): "--epochs belongs to a --recipe: use --steps",
+    ("train", "--config", "{work}/few.yaml"): "--epochs must be int, got 'few'",
     ("train", "--config", "{work}/null.yaml"): "the following arguments are required: train.data",
     (
         "train",

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+    from spatial_ensemble.training import flags
+
     arguments = [_underscored(argument) for argument in arguments] or ["--help"]
     command, start = arguments[0], None
     if command in ("train", "compare"):
-        arguments, start = _start(arguments)
+        arguments, start = flags.first_pass(arguments)
     run: dict[str, Callable[[Namespace], None]] = {
         "compare": _compare,
         "train": _train,
@@ -86,13 +87,15 @@ def _run(arguments: list[str]) -> None:
 
 
 def _train_parser(start: "Config | None") -> "ArgumentParser":
+    from spatial_ensemble.training.flags import add_flags
+
     parser = _parser(
         "train METHOD", "Train a student and its teacher; write config.yaml, log.csv and last.ckpt into --out."
     )
     parser.add_argument("--out", type=str, help="folder of the run (default: runs/METHOD-DATA-SMOOTHING-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
-    _add_configuration(parser, start)
+    add_flags(parser, start)
     return parser
 
 
@@ -103,7 +106,9 @@ def _train(given: "Namespace") -> None:
         for name, recipe in recipes.RECIPES.items():
             print(f"{name:22}", " ".join((recipe.__doc__ or "").split()))
         return
-    config = _configuration(given)
+    from spatial_ensemble.training.flags import configuration
+
+    config = configuration(given)
     from spatial_ensemble.training.run import CHECKPOINT, train
 
     data, smoothing, seed = config.images.data, config.teacher.smoothing, config.run.seed
@@ -124,17 +129,21 @@ def _train(given: "Namespace") -> None:
 
 
 def _compare_parser(start: "Config | None") -> "ArgumentParser":
+    from spatial_ensemble.training.flags import add_flags
+
     parser = _parser("compare", "Train with each smoothing over matched seeds, and report what the differences show.")
     parser.add_argument("--out", type=str, default="comparison", help="folder of results, report and runs")
     parser.add_argument("--seeds", type=int, default=3, help="number of matched seeds, counted up from --seed")
     parser.add_argument("--smoothings", nargs="+", help="some of tma, tma-matched, se and sts (default: all)")
     parser.add_argument("--workers", type=int, help="processes at a time (default: one a core, on a GPU one)")
-    _add_configuration(parser, start)
+    add_flags(parser, start)
     return parser
 
 
 def _compare(given: "Namespace") -> None:
-    config = _configuration(given)
+    from spatial_ensemble.training.flags import configuration
+
+    config = configuration(given)
     from spatial_ensemble.training.prepare import check_names
 
     check_names(config)
@@ -216,98 +225,6 @@ def _add_network(parser: "ArgumentParser") -> None:
     parser.add_argument("--network", choices=("teacher", "student"), default="teacher", help="which network")
     parser.add_argument("--skip_broken", action="store_true", help="skip images that cannot be read")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-
-
-def _start(arguments: list[str]) -> tuple[list[str], "Config | None"]:
-    """A first pass over the flags that decide the defaults of all others.
-
-    Precedence, from weak to strong: the recipe (or the defaults for method and data), the configuration of the run that
-    is resumed, --config, the flags.
-
-    Returns:
-        The arguments, with the configuration files first, so that flags win wherever they stand; and what to start
-        from, None if no method is known and none is needed.
-    """
-    from spatial_ensemble.training import recipes
-    from spatial_ensemble.training.config import read_yaml
-
-    command, *rest = arguments
-    if command == "train" and rest and not rest[0].startswith("-"):
-        rest = ["--method", *rest]
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--config", action="append", default=[])
-    known, rest = early.parse_known_args(rest)
-    for name in ("method", "data", "recipe", "out"):
-        early.add_argument(f"--{name}", default=argparse.SUPPRESS)
-    early.add_argument("--epochs", type=int, default=argparse.SUPPRESS)
-    early.add_argument("--resume", action="store_true", default=argparse.SUPPRESS)
-    flags = vars(early.parse_known_args(rest)[0])
-
-    files: list[str] = known.config
-    said: dict[str, Any] = {}
-    for file in files:
-        said |= read_yaml(Path(file))
-    said |= flags
-    if said.get("resume") and Path(saved := f"{said.get('out')}/config.yaml").is_file():
-        files, said = [saved, *files], read_yaml(Path(saved)) | said
-    arguments = [command, *(f"--config={file}" for file in files), *rest]
-    method, recipe, epochs = said.get("method"), said.get("recipe"), said.get("epochs")
-    if recipe is not None:
-        start = recipes.get(str(recipe), epochs)
-        if method not in (None, start.method):
-            raise UserError(f"the recipe {recipe} is one for {start.method}, not for {method}")
-        return arguments, start
-    if epochs is not None:
-        raise UserError("--epochs belongs to a --recipe: use --steps")
-    if method is None and command == "train":
-        if {"-h", "--help", "--list"} & set(rest):
-            return arguments, None
-        raise UserError(f"which method? {PROG} train METHOD, with one of {', '.join(_methods())}")
-    return arguments, recipes.default(str(method or "fixmatch"), str(said.get("data") or "digits"))
-
-
-def _add_configuration(parser: "ArgumentParser", start: "Config | None") -> None:
-    """The flags of a configuration, with what to start from as their defaults."""
-    from jsonargparse import ActionYesNo
-
-    from spatial_ensemble.training.config import PARTS, options_of
-
-    parser.add_argument(
-        "--config", action="config", help="a YAML file of flags spelt with underscores, such as a config.yaml"
-    )
-    parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
-    parser.add_argument("--recipe", type=str, help="start from published hyper-parameters: see train --list")
-    parser.add_argument("--epochs", type=int, help="length of a recipe that is given in epochs")
-    parser.add_argument("--method", type=str, help=f"{', '.join(_methods())}, or package.module.Class")
-    parser.add_argument("--skip_broken", action=ActionYesNo, help="skip, and count, images that cannot be read")
-    for part in PARTS.values():
-        parser.add_class_arguments(part, skip={"skip_broken"} if "skip_broken" in part.__dataclass_fields__ else None)
-    if start is None:
-        parser.set_defaults(data="digits")
-        return
-    try:
-        parser.add_class_arguments(options_of(start.method))
-    except ValueError as error:
-        raise UserError(f"{start.method} has an option named as a flag: rename it ({error})") from error
-    parser.set_defaults(start.to_dict())
-
-
-def _configuration(given: "Namespace") -> "Config":
-    """The configuration that was asked for."""
-    from spatial_ensemble.training.config import SETTINGS, Config, options_of
-
-    names = {"method", *SETTINGS, *(field.name for field in fields(options_of(given.method)))}
-    config = Config.from_dict({name: value for name, value in given.as_dict().items() if name in names})
-    if given.print_config:
-        print(config.to_yaml(), end="")
-        raise SystemExit(0)
-    return config
-
-
-def _methods() -> list[str]:
-    from spatial_ensemble import methods
-
-    return methods.names()
 
 
 def _parser(usage: str, description: str) -> "ArgumentParser":
