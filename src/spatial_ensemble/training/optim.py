@@ -29,7 +29,7 @@ def build_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
     from timm.optim.lars import Lars
 
-    for group in groups:  # timm omits the trust ratio without weight decay, unless told
+    for group in groups:  # timm omits the trust ratio without weight decay by default
         group["always_adapt"] = group["params"][0].ndim > 1
     clipped = config.optim.optimizer == "larc"
     lars: torch.optim.Optimizer = Lars(

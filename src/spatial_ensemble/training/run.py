@@ -111,7 +111,7 @@ def _fit(
     progress: bool,
     on_step: Callable[[int], None] | None,
 ) -> Result:
-    """The loop."""
+    """The loop of `train`."""
     config, data, method, teacher = prepared.config, prepared.data, prepared.method, prepared.teacher
     steps, first = config.run.steps, fabric.is_global_zero
     optimizer = build_optimizer(method, config)
@@ -147,7 +147,7 @@ def _fit(
                 problem = f"the weights are non-finite after step {done}" if _mean(fabric, found) > 0 else None
                 if not math.isfinite(loss):
                     problem = f"the loss is non-finite between steps {before} and {done}"
-                if problem:  # in all processes alike, and before anything is written
+                if problem:  # in every process, and before anything is written
                     raise UserError(f"{problem}: lower --lr, in another --out ({out} keeps its last checkpoint)")
             if evaluated:
                 accuracies = [measure(network, data, method.headline) for network in (teacher.module, method.student)]
@@ -202,7 +202,7 @@ def take_step(
     fabric.backward(loss)
     method.before_optimizer_step(step)
     if config.optim.clip_grad is not None:
-        # A non-finite loss is reported by the loop, as it is without clipping.
+        # A non-finite loss is reported by the loop, with or without clipping.
         fabric.clip_gradients(module, stepper, max_norm=config.optim.clip_grad, error_if_nonfinite=False)
     stepper.step()
     if fabric.world_size > 1 and fabric.device.type != "cuda":  # there BatchNorm is synchronised
