@@ -44,6 +44,7 @@ def test_a_command_parses_and_reaches_its_function(command, monkeypatch, tmp_pat
     from spatial_ensemble.training import recipes
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "IMAGES").mkdir()
     reached: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     result = SimpleNamespace(steps_done=1, teacher_accuracy=0.0, student_accuracy=0.0, checkpoint="")
     for module, name, value in (
