@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from synthetic import synthetic_ages, synthetic_results
+from synthetic import synthetic_ages, synthetic_comparison
 
 from spatial_ensemble.studies.report import write_report
 
@@ -34,7 +34,7 @@ ASK = """
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study")
-    write_report(synthetic_results(), synthetic_ages(), out)
+    write_report(synthetic_comparison(), synthetic_ages(), out)
     asking = out / "asking.html"
     asking.write_text(
         (out / "report.html").read_text(encoding="utf-8").replace("</body>", ASK + "</body>"), encoding="utf-8"

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +22,12 @@ from PIL import Image
 
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.studies import compare as module
+from spatial_ensemble.studies.arms import Arm
 from spatial_ensemble.studies.compare import compare
+from spatial_ensemble.studies.comparison import Comparison
+from spatial_ensemble.studies.job import Run
 from spatial_ensemble.studies.pool import Event
-from spatial_ensemble.studies.statistics import paired_differences, summarise
+from spatial_ensemble.studies.wording import answer
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.evaluate import evaluate
@@ -84,9 +88,9 @@ def configuration(results: dict[str, Any]) -> Config:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of a study one after the other in this process, which spares the start of others."""
 
-    def serial(work: Any, jobs: list[Any], workers: int) -> Iterator[Event]:
-        for number, job in enumerate(jobs):
-            yield Event(number, work(job, lambda step: None), result=True)
+    def serial(work: Any, jobs: Iterable[Any], workers: int) -> Iterator[Event[Any]]:
+        for job in jobs:
+            yield Event(job, work(job, lambda step: None), result=True)
 
     monkeypatch.setattr(module, "run_jobs", serial)
     torch.set_num_threads(1)  # as a worker does: equal threads, equal bits
@@ -110,8 +114,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(study: Study) -> None:
 
 
 def test_results_json_is_as_designed(study: Study) -> None:
-    _, _, results = study
-    assert list(results) == ["config", "versions", "runs", "summary", "paired"]
+    out, _, results = study
+    assert list(results) == ["config", "versions", "runs", "summary", "paired", "arms", "design"]
     assert configuration(results) == TINY.replace(unlabelled_ratio=1)
     assert results["versions"]["torch"] == version("torch")
     keys = ["smoothing", "seed", "teacher_accuracy", "student_accuracy", "seconds", "history"]
@@ -121,9 +125,14 @@ def test_results_json_is_as_designed(study: Study) -> None:
         assert {"step", "teacher_accuracy", "student_accuracy", "loss"} <= set(run["history"][0])
         assert run["history"][-1]["teacher_accuracy"] == run["teacher_accuracy"]
         assert 0 <= run["teacher_accuracy"] <= 100 and run["seconds"] > 0
-    assert results["summary"] == summarise(results["runs"])
-    assert results["paired"] == paired_differences(results["runs"])
-    assert list(results["paired"][0]) == ["smoothing", "baseline", "mean_difference", "ci95", "p_value", "seeds"]
+    assert list(results["summary"][0]) == ["smoothing", "runs", "mean", "ci95"]
+    keys = ["smoothing", "baseline", "mean_difference", "ci95", "p_value", "seeds"]
+    assert list(results["paired"][0])[:6] == keys
+    differences = np.subtract(*([run["teacher_accuracy"] for run in results["runs"]][part] for part in (slice(2, 4), slice(2))))
+    assert results["paired"][0]["mean_difference"] == pytest.approx(differences.mean())
+    assert results["arms"] == {name: {"smoothing": name} for name in NAMES}
+    again = Comparison.read(out / "results.json")
+    assert json.loads(json.dumps([asdict(pair) for pair in again.paired])) == results["paired"]
 
 
 def test_report_figures_and_every_run_are_there(study: Study) -> None:
@@ -151,7 +160,8 @@ def test_report_figures_and_every_run_are_there(study: Study) -> None:
 def test_every_method_is_compared_by_its_own_measure(
     method: str, labels: int | None, measure: str, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = default(method, "digits").replace(labels=labels, steps=2, warmup_steps=0, batch_size=20, device="cpu")
+    config = default(method, "digits")
+    config = config.replace(labels=labels, steps=2, warmup_steps=0, batch_size=20, device="cpu")
     if method == "moco":
         config = config.replace(queue_size=40)
     results = compare(config, tmp_path / "study", seeds=2, smoothings=("tma", "se"))
@@ -180,9 +190,9 @@ def test_a_second_call_does_only_what_is_missing(
     assert {name for name in after if before.get(name) != after[name]} == {
         n for n in after if n.startswith("sts-seed1/")
     }
-    for run, again in zip(study[2]["runs"], results["runs"], strict=True):
-        assert run["teacher_accuracy"] == again["teacher_accuracy"]  # also of the run that was done anew
-    assert results == read(out)
+    for run, again in zip(study[2]["runs"], results.runs, strict=True):
+        assert run["teacher_accuracy"] == again.teacher_accuracy  # also of the run that was done anew
+    assert Comparison.read(out / "results.json").runs == results.runs
 
 
 @pytest.mark.parametrize(("field", "value"), [("lr", 0.5), ("steps", 8), ("unit", "channel")])
@@ -227,7 +237,7 @@ def test_options_that_were_not_given_are_those_by_default(tmp_path: Path, in_pro
     del saved["format"], saved["config"]["labelled_apart"]
     checkpoint.save(second, saved)
     before = files(tmp_path / "runs")
-    assert len(compare(some, tmp_path, seeds=1, smoothings=["se", "tma"])["runs"]) == 2
+    assert len(compare(some, tmp_path, seeds=1, smoothings=["se", "tma"]).runs) == 2
     assert files(tmp_path / "runs") == before and not list(tmp_path.glob(".*"))
 
 
@@ -245,8 +255,10 @@ def test_what_cannot_be_a_study_is_refused(tmp_path: Path) -> None:
         compare(config, tmp_path / "new", seeds=0)
     with pytest.raises(UserError, match="--workers must be at least 1, got -1"):
         compare(config, tmp_path / "new", workers=-1)
-    with pytest.raises(UserError, match=r"--smoothing must be one of .* got 'ema'"):
-        compare(config, tmp_path / "new", smoothings=["ema"])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"--smoothings must be some of .* got 'ema'"):
+        compare(config, tmp_path / "new", smoothings=["ema"])
+    with pytest.raises(UserError, match="--until must be a positive number of percentage points, got 0"):
+        compare(config, tmp_path / "new", until=0)
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file: give a folder"):
@@ -261,13 +273,105 @@ def test_a_failing_run_is_one_line_with_the_rest_in_a_file(tmp_path: Path, in_pr
     config = TINY.replace(method="spy.Broken", labels=None)
     with pytest.raises(UserError) as caught:
         compare(config, tmp_path, seeds=1, smoothings=["se"])
-    assert "one (in full: " in str(caught.value) and "0 of 1 runs are finished and kept" in str(caught.value)
+    assert "one (traceback: " in str(caught.value) and "0 of 1 runs are finished and kept" in str(caught.value)
     assert 'raise IndexError("the second' in (tmp_path / "runs" / "se-seed0" / "error.txt").read_text()
 
 
 def test_a_method_without_labels_is_judged_by_its_neighbours(tmp_path: Path, in_process: None) -> None:
     config = TINY.replace(method="spy.Unlabelled", labels=None, steps=2)
     results = compare(config, tmp_path, seeds=1, smoothings=["se"])
-    assert 50 < results["runs"][0]["teacher_accuracy"] <= 100  # digits have good neighbours under almost any features
-    assert results["paired"] == [] and results["summary"][0]["ci95"] is None
+    assert 50 < results.runs[0].teacher_accuracy <= 100  # digits have good neighbours under almost any features
+    assert results.paired == () and results.summary[0].ci95 is None
     assert "kNN accuracy" in (tmp_path / "report.html").read_text()
+
+
+def test_arms_of_the_users_are_trained_as_they_say(tmp_path: Path, in_process: None) -> None:
+    config = TINY.replace(steps=2, eval_every=1)
+    arms = [Arm("fast", {"smoothing": "tma", "momentum": 0.5}), Arm("long", {"steps": 3, "unlabelled_ratio": 1})]
+    results = compare(config, tmp_path, seeds=2, smoothings=["tma"], arms=arms)
+    assert [(run.smoothing, run.seed) for run in results.runs] == [
+        (name, seed) for name in ("tma", "fast", "long") for seed in (0, 1)
+    ]
+    saved = {name: checkpoint.load(tmp_path / "runs" / f"{name}-seed1" / "last.ckpt") for name in ("fast", "long")}
+    assert saved["fast"]["config"] == config.replace(smoothing="tma", momentum=0.5, network="small", seed=1).to_dict()
+    assert saved["long"]["step"] == 3 and saved["long"]["config"]["smoothing"] == "sts"
+    content = read(tmp_path)
+    assert content["arms"]["fast"] == {"smoothing": "tma", "momentum": 0.5}
+    before = files(tmp_path / "runs")
+    other = r"another study \(arm fast: smoothing tma, momentum 0.5, not smoothing tma, momentum 0.6\)"
+    with pytest.raises(UserError, match=other):
+        compare(config, tmp_path, seeds=2, arms=[Arm("fast", {"smoothing": "tma", "momentum": 0.6})])
+    more = compare(config, tmp_path, seeds=2, smoothings=["tma"], arms=[Arm("slow", {"momentum": 0.99})])
+    assert [arm.name for arm in more.arms] == ["tma", "fast", "long", "slow"]  # what there is stays
+    assert {name: before[name] for name in before} == {n: f for n, f in files(tmp_path / "runs").items() if n in before}
+
+
+def test_a_bad_arm_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for settings, message in (
+        ({"momentun": 0.8}, "arm mine: .*'momentun'"),
+        ({"momentum": 1.8}, r"arm mine: .*momentum must be .* got 1.8"),
+        ({"momentum": "high"}, "arm mine: .*momentum.*high"),
+        ({"labels": 25}, "25"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            compare(fixmatch_digits(), tmp_path / "new", arms=[Arm("mine", settings)])
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+class Drawn:
+    """In place of training: an accuracy that is a function of arm and seed."""
+
+    def __init__(self, gains: dict[str, float], spread: float) -> None:
+        self.gains, self.spread, self.order = gains, spread, list[tuple[str, int]]()
+
+    def __call__(self, work: Any, jobs: Iterable[Any], workers: int) -> Iterator[Event[Any]]:
+        for job in jobs:
+            self.order.append(job.key)
+            shared, own = np.random.default_rng(job.config.run.seed), np.random.default_rng([*job.arm.encode(), job.config.run.seed])
+            value = 80 + 5 * shared.standard_normal() + self.gains[job.arm] + self.spread * own.standard_normal()
+            job.out.mkdir(parents=True, exist_ok=True)
+            (job.out / "last.ckpt").touch()
+            history = [{"step": 1, "teacher_accuracy": value, "student_accuracy": value, "loss": 1.0}]
+            yield Event(job, Run(job.arm, job.config.run.seed, value, value, 1.0, history), result=True)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    jobs = Drawn({"tma": 0.0, "sts": 0.1, "bad": -9.0}, spread=0.8)
+    monkeypatch.setattr(module, "run_jobs", jobs)
+    monkeypatch.setattr(module, "_ages", lambda study, out: None)
+    monkeypatch.setattr(module, "_check", lambda study, jobs, missing: None)
+    return jobs
+
+
+def test_seeds_are_added_until_every_interval_is_narrow(tmp_path: Path, drawn: Drawn, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("tma", "sts")
+    first = compare(TINY, tmp_path, smoothings=names, until=1.5)
+    needed = len(first.summary) and first.summary[0].runs
+    assert 3 < needed < 64 and first.settled(1.5, names)
+    fewer = replace(first, runs=tuple(run for run in first.runs if run.seed < needed - 1))
+    assert not fewer.settled(1.5, names)  # not one seed more than needed
+    assert drawn.order == [(name, seed) for seed in range(needed) for name in names]
+    drawn.order.clear()
+    again = compare(TINY, tmp_path, smoothings=names, until=1.5)
+    assert drawn.order == [] and again.paired == first.paired
+    more = compare(TINY, tmp_path, smoothings=names, until=1.0)  # a goal that is further off goes on from there
+    assert more.summary[0].runs > needed and drawn.order[0] == ("tma", needed)
+    fixed = compare(TINY, tmp_path, smoothings=names, seeds=3)
+    assert fixed.design.until == 1.0 and "confidence sequences" in (tmp_path / "report.html").read_text()
+    assert "Student" not in capsys.readouterr().out
+
+
+def test_no_seed_is_added_beyond_the_greatest_number(tmp_path: Path, drawn: Drawn) -> None:
+    results = compare(TINY, tmp_path, smoothings=("tma", "sts"), until=0.01, max_seeds=7)
+    assert [entry.runs for entry in results.summary] == [7, 7]
+    assert "Not settled" in answer(results)
+
+
+def test_an_arm_that_is_shown_to_be_worse_gets_no_more_seeds(tmp_path: Path, drawn: Drawn) -> None:
+    bad = [Arm("bad", {"momentum": 0.1})]
+    results = compare(TINY, tmp_path, smoothings=("tma", "sts"), arms=bad, until=1.0, drop=True)
+    runs = {entry.smoothing: entry.runs for entry in results.summary}
+    assert runs["bad"] < runs["tma"] == runs["sts"] and results.settled(1.0, ("tma", "sts"))
+    assert results.dropped == {"bad"}

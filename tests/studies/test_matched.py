@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from spy import Spy, digest
 
-from spatial_ensemble.studies.compare import SMOOTHINGS
+from spatial_ensemble.studies.arms import SMOOTHINGS
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.recipes import fixmatch_digits
 from spatial_ensemble.training.run import train

@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,50 @@ from spatial_ensemble.training.run import CHECKPOINT, CONFIG, LOG, train
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker gets: a run's configuration and its folder."""
+    """A run to be done: its arm's name, its configuration and its folder."""
 
+    arm: str
     config: Config
     out: Path
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.arm, self.config.run.seed
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to continue from."""
+        return (self.out / CHECKPOINT).exists()
+
     def __str__(self) -> str:
-        return f"{self.config.teacher.smoothing}, seed {self.config.run.seed}"
+        return f"{self.arm}, seed {self.config.run.seed}"
 
 
-def run(job: Job, report: Callable[[int], None]) -> dict[str, Any]:
-    """Train, going on from a checkpoint where there is one.
+@dataclass(frozen=True)
+class Run:
+    """A finished run: the name of its arm, accuracies in per cent, and a row of history an evaluation."""
+
+    smoothing: str
+    seed: int
+    teacher_accuracy: float
+    student_accuracy: float
+    seconds: float
+    history: Sequence[Mapping[str, Any]]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.smoothing, self.seed
+
+
+def run(job: Job, report: Callable[[int], None]) -> Run:
+    """Train, continuing from a checkpoint if there is one.
 
     Args:
         job: the run.
         report: called with the number of steps done.
 
-    Returns:
-        The run's entry in results.json.
-
     Raises:
-        UserError: it failed; what is not the user's mistake has its traceback in the run's error.txt.
+        UserError: the run failed; the traceback of anything but a user's mistake is in the run's error.txt.
     """
     begun = any((job.out / name).exists() for name in (CHECKPOINT, CONFIG, LOG))
     try:
@@ -44,17 +67,12 @@ def run(job: Job, report: Callable[[int], None]) -> dict[str, Any]:
     except Exception as error:
         job.out.mkdir(parents=True, exist_ok=True)
         (job.out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        raise UserError(f"{type(error).__name__}: {error} (in full: {job.out / 'error.txt'})") from error
-    return {
-        "smoothing": job.config.teacher.smoothing,
-        "seed": job.config.run.seed,
-        "teacher_accuracy": result.teacher_accuracy,
-        "student_accuracy": result.student_accuracy,
-        "seconds": result.seconds,
-        "history": [{name: _number(value) for name, value in row.items()} for row in result.history],
-    }
-
-
-def _number(value: float) -> float | None:
-    """What JSON has no number for becomes null."""
-    return value if math.isfinite(value) else None
+        raise UserError(f"{type(error).__name__}: {error} (traceback: {job.out / 'error.txt'})") from error
+    return Run(
+        job.arm,
+        job.config.run.seed,
+        result.teacher_accuracy,
+        result.student_accuracy,
+        result.seconds,
+        [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in result.history],
+    )

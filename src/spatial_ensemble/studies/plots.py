@@ -1,14 +1,13 @@
-"""The figures of a comparison, each drawn for light or dark paper and for a wide or a narrow page.
+"""The figures of a comparison, each for a light or dark, wide or narrow page.
 
-One colour a smoothing in every figure, after Okabe and Ito for colour-blind readers, and named where it is drawn.
+Each arm has one colour in every figure, after Okabe and Ito for colour-blind readers, and is named where it is drawn.
 """
 
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,26 +15,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spatial_ensemble.studies.statistics import by_seed
+from spatial_ensemble.studies.comparison import Comparison
+from spatial_ensemble.studies.job import Run
 
-Ages = Mapping[int, Mapping[str, np.ndarray]]  # seed -> tensor -> age of each of its units, in steps
 NARROW = 3.5  # inches: what a phone shows, at 96 dots an inch
 
 
 @dataclass(frozen=True)
+class Ages:
+    """How long ago the units of an arm's final teachers were last moved.
+
+    Args:
+        arm: whose.
+        preserve_prob: its p.
+        unit: what shares one draw.
+        steps: seed -> tensor -> age of each of its units, in steps.
+    """
+
+    arm: str
+    preserve_prob: float
+    unit: str
+    steps: Mapping[int, Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Paper:
-    """What a figure is drawn on: colours, and the width in inches."""
+    """What a figure is drawn on: colours, and the width in inches. `others` colours the arms that a user names."""
 
     ink: str
     faint: str
     ground: str
     accent: str
     smoothing: Mapping[str, str]
+    others: tuple[str, ...]
     width: float = 7.2
 
     @property
     def narrow(self) -> bool:
         return self.width <= NARROW
+
+    def colour(self, comparison: Comparison, name: str) -> str:
+        """The colour of an arm, the same in every figure of a study."""
+        named = [arm.name for arm in comparison.arms if arm.name not in self.smoothing]
+        return self.smoothing[name] if name in self.smoothing else self.others[named.index(name) % len(self.others)]
 
 
 LIGHT = Paper(
@@ -44,6 +66,7 @@ LIGHT = Paper(
     ground="#ffffff",
     accent="#7b5fb2",
     smoothing={"tma": "#5c6670", "tma-matched": "#0072b2", "se": "#008f68", "sts": "#d55e00"},
+    others=("#b0528c", "#8a6d00", "#2f8fc4", "#6b4fa3", "#a03c2e", "#4f7a1f"),
 )
 DARK = Paper(
     ink="#e6e8eb",
@@ -51,63 +74,66 @@ DARK = Paper(
     ground="#16191d",
     accent="#b39ddb",
     smoothing={"tma": "#a9b2bc", "tma-matched": "#56b4e9", "se": "#2bc796", "sts": "#ff8a3d"},
+    others=("#e08cc0", "#e6c229", "#8fd0f5", "#c3aef0", "#f08a7a", "#a5d86a"),
 )
 
 
-def accuracy(results: dict[str, Any], paper: Paper) -> Figure:
-    """Teacher accuracy against step, a panel a smoothing: mean over the seeds, band from lowest to highest.
+def accuracy(comparison: Comparison, paper: Paper) -> Figure:
+    """Teacher accuracy against step, a panel an arm: mean over the seeds, band from lowest to highest.
 
-    The dotted line repeats the mean of tma for comparison.
+    The dotted line repeats the mean of the first baseline.
     """
-    smoothings = [entry["smoothing"] for entry in results["summary"]]
-    curves = {name: _curves(results["runs"], name) for name in smoothings}
-    columns = min(2 if paper.narrow else 4, len(smoothings))
-    lines = -(-len(smoothings) // columns)
+    arms = [entry.smoothing for entry in comparison.summary]
+    reference = comparison.baselines[0]
+    curves = {name: _curves(comparison.runs, name) for name in arms}
+    columns = min(2 if paper.narrow else 4, len(arms))
+    lines = -(-len(arms) // columns)
     figure = _figure(paper, 0.5 + 2.2 * lines)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, name in zip(grid.flat, smoothings, strict=False):
+    for axes, name in zip(grid.flat, arms, strict=False):
         steps, values = curves[name]
-        colour = paper.smoothing[name]
-        if "tma" in curves and name != "tma":
-            axes.plot(curves["tma"][0], curves["tma"][1].mean(0), ":", color=paper.smoothing["tma"], linewidth=1.2)
+        colour = paper.colour(comparison, name)
+        if name != reference:
+            known_steps, known = curves[reference]
+            axes.plot(known_steps, known.mean(0), ":", color=paper.colour(comparison, reference), linewidth=1.2)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.25, linewidth=0)
         axes.plot(steps, values.mean(0), color=colour, linewidth=1.8)
         axes.set_title(f"{name}\n{values.mean(0)[-1]:.1f} %", color=colour, loc="left", fontsize=10, fontweight="bold")
         axes.set_xticks([0, steps[-1] // 2, steps[-1]])
         _plain(axes, paper)
-    for axes in grid.flat[len(smoothings) :]:
+    for axes in grid.flat[len(arms) :]:
         axes.set_visible(False)
     figure.supxlabel("training step", color=paper.ink, fontsize=10)
     figure.supylabel("teacher accuracy, %", color=paper.ink, fontsize=10)
     return figure
 
 
-def _curves(runs: list[dict[str, Any]], smoothing: str) -> tuple[np.ndarray, np.ndarray]:
+def _curves(runs: Sequence[Run], arm: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps [T], and teacher accuracies [seeds, T] at the steps that all seeds have."""
-    own = [run["history"] for run in runs if run["smoothing"] == smoothing]
+    own = [run.history for run in runs if run.smoothing == arm]
     histories = [{row["step"]: row["teacher_accuracy"] for row in history} for history in own]
     steps = sorted(set.intersection(*(set(history) for history in histories)))
     return np.array(steps), np.array([[history[step] for step in steps] for history in histories])
 
 
-def differences(results: dict[str, Any], paper: Paper) -> Figure:
+def differences(comparison: Comparison, paper: Paper) -> Figure:
     """Paired differences: a point a seed, a diamond for the mean, its 95 % interval, and the line of no difference."""
-    paired = results["paired"]
+    paired = comparison.paired
     figure = _figure(paper, 0.9 + (0.62 if paper.narrow else 0.42) * len(paired))
     axes = figure.subplots()
     axes.axvline(0, color=paper.ink, linewidth=1)
     for row, pair in enumerate(paired):
-        colour = paper.smoothing[pair["smoothing"]]
-        ours, theirs = (by_seed(results["runs"], pair[key]) for key in ("smoothing", "baseline"))
-        points = [ours[seed] - theirs[seed] for seed in pair["seeds"]]
-        numbers = f"{pair['mean_difference']:+.2f}"
-        if pair["ci95"] is not None:
-            low, high = pair["ci95"]
+        colour = paper.colour(comparison, pair.smoothing)
+        ours, theirs = comparison.accuracies(pair.smoothing), comparison.accuracies(pair.baseline)
+        points = [ours[seed] - theirs[seed] for seed in pair.seeds]
+        numbers = f"{pair.mean_difference:+.2f}"
+        if pair.ci95 is not None:
+            low, high = pair.ci95
             axes.plot([low, high], [row, row], color=colour, linewidth=2.2, alpha=0.55, solid_capstyle="round")
             numbers += f" [{low:+.2f}, {high:+.2f}]"
-        axes.plot([pair["mean_difference"]], [row], "D", color=colour, markersize=7)
+        axes.plot([pair.mean_difference], [row], "D", color=colour, markersize=7)
         axes.plot(points, [row] * len(points), "o", color=paper.ground, markeredgecolor=colour, markersize=4.5)
-        _label_row(axes, paper, row, f"{pair['smoothing']} - {pair['baseline']}", numbers, colour)
+        _label_row(axes, paper, row, f"{pair.smoothing} - {pair.baseline}", numbers, colour)
     axes.set_ylim(len(paired) - 0.5, -0.8 if paper.narrow else -0.6)
     axes.set_yticks([])
     axes.set_xlabel(
@@ -140,22 +166,22 @@ def _label_row(axes: Axes, paper: Paper, row: int, name: str, numbers: str, colo
         )
 
 
-def age_map(ages: Ages, preserve_prob: float, paper: Paper) -> Figure:
-    """Which steps' students the final teacher is stitched from.
+def age_map(ages: Ages, paper: Paper) -> Figure:
+    """Which steps' students the final teacher consists of.
 
     Above: the share of units of each age, over all seeds, beside the law (1 - p) p^k. Below: the layers of the first
     seed's teacher; the area of a dot is the share of the layer's units of that age.
     """
-    pooled = np.concatenate([values for tensors in ages.values() for values in tensors.values()])
+    pooled = np.concatenate([values for tensors in ages.steps.values() for values in tensors.values()])
     axis = np.arange(max(int(pooled.max()), 1) + 1)
-    layers = _layers(ages[min(ages)])
+    layers = _layers(ages.steps[min(ages.steps)])
     height = 0.2 * max(4, min(len(layers), 40))
     figure = _figure(paper, 2.6 + height)
     law, stitched = figure.subplots(2, 1, sharex=True, height_ratios=[1.8, height])
 
     shares = np.bincount(pooled, minlength=len(axis)) / len(pooled)
     law.bar(axis, shares, width=0.7, color=paper.accent, alpha=0.6)
-    expected = (1 - preserve_prob) * preserve_prob**axis
+    expected = (1 - ages.preserve_prob) * ages.preserve_prob**axis
     law.plot(axis, expected, "o-", color=paper.ink, markersize=3, linewidth=1)
     law.text(
         0.98,

@@ -1,75 +1,77 @@
-"""Independent jobs over spawned processes, one torch thread each; what goes wrong in one becomes one clear line."""
+"""Independent jobs in spawned worker processes, one torch thread each.
+
+`concurrent.futures.ProcessPoolExecutor` does not fit: when a worker is killed it fails every pending job without saying
+which one had died, and before Python 3.14 it cannot stop a job that is running.
+"""
 
 import logging
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 
 from spatial_ensemble.errors import UserError
 
-Work = Callable[[Any, Callable[[int], None]], Any]
+J = TypeVar("J")
+Work = Callable[[J, Callable[[int], None]], Any]
 
 
 @dataclass(frozen=True)
-class Event:
-    """What happened to a job: a report of its own while it runs (`result` is False), or its result."""
+class Event(Generic[J]):
+    """A job's progress report (`result` is False) or its result."""
 
-    job: int
+    job: J
     value: Any
     result: bool
 
 
-def run_jobs(work: Work, jobs: Sequence[Any], workers: int) -> Generator[Event]:
-    """Run `work(job, report)` for each job, a process a worker, and yield what happens as it happens.
+def run_jobs(work: Work[J], jobs: Iterable[J], workers: int) -> Generator[Event[J]]:
+    """Run `work(job, report)` for each job and yield reports and results as they arrive.
 
-    Closing the iterator (or leaving it by an exception such as KeyboardInterrupt) ends the workers at once, so `work`
-    must write its files atomically. The workers never see Ctrl-C themselves.
+    Closing the iterator, or leaving it by an exception such as KeyboardInterrupt, terminates the workers, so `work`
+    must write its files atomically. Workers run with SIGINT blocked.
 
     Args:
-        work: a function that a new process can import; it may call `report(number)` as often as it likes
-        jobs: what can be pickled
-        workers: processes at a time; no more are started than there are jobs
+        work: an importable function; it may call `report(number)` at any time.
+        jobs: picklable values, taken one by one whenever a worker is free, after the result before was yielded.
+        workers: number of processes; no more are started than there are jobs.
 
     Raises:
-        UserError: a job failed or its process ended; the message names the job by `str(job)`
+        UserError: a job failed or its process died; the message names the job by `str(job)`.
     """
-    context = get_context("spawn")
-    waiting = list(enumerate(jobs))[::-1]
-    busy: dict[Connection, tuple[Any, int]] = {}
-    processes = []
+    waiting = iter(jobs)
+    busy: dict[Connection, tuple[SpawnProcess, J]] = {}
+    processes: list[SpawnProcess] = []
     try:
-        for _ in range(min(workers, len(jobs))):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(work, theirs))
-            with _interrupts_held():
-                process.start()
-            theirs.close()  # so that the end of the process is the end of the pipe
+        for job in islice(waiting, workers):
+            process, connection = _start(work)
             processes.append(process)
-            busy[ours] = (process, _hand_over(ours, waiting))
+            busy[connection] = process, job
+            _send(connection, job)
         while busy:
             for connection in cast(list[Connection], wait(list(busy))):
-                process, job = busy[connection]
+                process, job = busy.pop(connection)
                 try:
                     kind, value = connection.recv()
                 except (EOFError, OSError):
                     process.join()
-                    raise UserError(f"{jobs[job]}: its process ended early ({_ending(process.exitcode)})") from None
+                    raise UserError(f"{job}: its process ended early ({_ending(process.exitcode)})") from None
                 if kind == "failed":
-                    raise UserError(f"{jobs[job]}: {value}")
+                    raise UserError(f"{job}: {value}")
                 yield Event(job, value, result=kind == "result")
+                following = next(waiting, None) if kind == "result" else job
                 if kind == "result":
-                    if waiting:
-                        busy[connection] = (process, _hand_over(connection, waiting))
-                    else:
-                        connection.send(None)
-                        del busy[connection]
+                    _send(connection, following)  # None ends the worker
+                if following is not None:
+                    busy[connection] = process, following
     except BaseException:
         for process in processes:
             process.terminate()
@@ -77,15 +79,23 @@ def run_jobs(work: Work, jobs: Sequence[Any], workers: int) -> Generator[Event]:
     finally:
         for process in processes:
             process.join(10)
-            process.kill()  # one that would not listen
+            process.kill()  # in case SIGTERM was not enough
             process.join()
 
 
-def _hand_over(connection: Connection, waiting: list[tuple[int, Any]]) -> int:
-    index, job = waiting.pop()
-    with suppress(OSError):  # a process that is gone: the next recv says so
+def _start(work: Work[J]) -> tuple[SpawnProcess, Connection]:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs))
+    with _sigint_blocked():
+        process.start()
+    theirs.close()  # the worker holds the only other end, so its death closes the pipe
+    return process, ours
+
+
+def _send(connection: Connection, job: object) -> None:
+    with suppress(OSError):  # a dead worker; the next recv reports it
         connection.send(job)
-    return index
 
 
 def _ending(exitcode: int | None) -> str:
@@ -94,10 +104,10 @@ def _ending(exitcode: int | None) -> str:
     return f"signal {-exitcode}" + (": out of memory?" if exitcode == -signal.SIGKILL else "")
 
 
-def _serve(work: Work, connection: Connection) -> None:
+def _serve(work: Work[Any], connection: Connection) -> None:
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # each job would say again of its data what the parent has said once
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that temporary files are cleared away
+    logging.disable(logging.WARNING)  # the parent has already logged what each job would repeat about its data
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that temporary files are removed
     try:
         while (job := connection.recv()) is not None:
             try:
@@ -110,8 +120,8 @@ def _serve(work: Work, connection: Connection) -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A process started inside is deaf to Ctrl-C from its first line; the parent gets its own at the end."""
+def _sigint_blocked() -> Iterator[None]:
+    """Processes started inside inherit a blocked SIGINT; the parent handles its own on leaving."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""report.html: a study in one file that needs no network, on a desk or a phone, in light or dark."""
+"""report.html: a study as one self-contained file, for wide and narrow, light and dark screens."""
 
 import base64
 import re
@@ -8,56 +8,60 @@ from functools import partial
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from spatial_ensemble.studies import plots
+from spatial_ensemble.studies.comparison import Comparison
 from spatial_ensemble.studies.plots import DARK, LIGHT, NARROW, Ages, Paper
-from spatial_ensemble.studies.statistics import BASELINES, sentence
-from spatial_ensemble.studies.table import measure, rows, title
+from spatial_ensemble.studies.wording import columns, findings, notes, rows, title
 from spatial_ensemble.training.checkpoint import write_whole
 
 Draw = Callable[[Paper], Figure]
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def write_report(results: dict[str, Any], ages: Ages, out: Path) -> None:
-    """Write report.html and its figures as PNG into `out`.
+def write_report(comparison: Comparison, ages: Ages | None, out: Path) -> None:
+    """Write report.html and its figures as PNG.
 
     Args:
-        results: the content of results.json.
-        ages: seed -> tensor -> age of each of its units, in steps; empty where no smoothing preserves anything.
-        out: the study's folder; the figures go into its `figures`.
+        comparison: what to report.
+        ages: those of the teachers' units; None if no arm preserves any.
+        out: folder of the study; the figures go into its `figures`.
     """
-    figures: dict[str, Draw] = {"accuracy": lambda paper: plots.accuracy(results, paper)}
-    if results["paired"]:
-        figures["differences"] = lambda paper: plots.differences(results, paper)
+    figures: dict[str, Draw] = {"accuracy": lambda paper: plots.accuracy(comparison, paper)}
+    if comparison.paired:
+        figures["differences"] = lambda paper: plots.differences(comparison, paper)
     if ages:
-        figures["ages"] = lambda paper: plots.age_map(ages, results["config"]["preserve_prob"], paper)
+        figures["ages"] = lambda paper: plots.age_map(ages, paper)
     (out / "figures").mkdir(exist_ok=True)
     for name, draw in figures.items():
         write_whole(out / "figures" / f"{name}.png", partial(plots.png, draw(LIGHT)))
-    text = html(results, figures)
+    text = html(comparison, figures, ages)
     write_whole(out / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def html(results: dict[str, Any], figures: Mapping[str, Draw]) -> str:
+def html(comparison: Comparison, figures: Mapping[str, Draw], ages: Ages | None = None) -> str:
     """The report as one HTML document.
 
     Args:
-        results: the content of results.json.
+        comparison: what to report.
         figures: any of "accuracy", "differences" and "ages", with the function that draws it.
+        ages: as for `write_report`.
     """
-    sections = [_section(name, figures[name], results) for name in _SECTIONS if name in figures]
+    words = {"measure": comparison.measure, "reference": comparison.baselines[0]}
+    if ages:
+        words |= {"arm": ages.arm, "unit": ages.unit, "p": f"{ages.preserve_prob:g}"}
+    sections = [_section(name, figures[name], words) for name in _SECTIONS if name in figures]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title(results)),
-        sentence=escape(_typeset(sentence(results["paired"]))),
-        table=_table(["smoothing", "teacher %", "student %", *(f"minus {name}" for name in BASELINES)], rows(results)),
-        notes=escape(_typeset(_notes(results))),
+        title=escape(title(comparison)),
+        findings="".join(f"<p>{escape(_typeset(line))}</p>" for line in findings(comparison)),
+        table=_table(columns(comparison), rows(comparison)),
+        notes=escape(_typeset(notes(comparison))),
         sections="\n".join(sections),
-        configuration=_pairs(results["config"]),
-        versions=_pairs(results["versions"]),
+        arms=_pairs({arm.name: arm.text for arm in comparison.arms}),
+        configuration=_pairs(comparison.shared),
+        versions=_pairs(comparison.versions),
     )
 
 
@@ -71,27 +75,25 @@ _SECTIONS = {
     "accuracy": (
         "Accuracy while training",
         "The teacher's $measure on the test images: the line is the mean over the seeds, the band reaches from the "
-        "lowest seed to the highest. The dotted line repeats the mean of tma. Above each panel, the mean at the last "
-        "step.",
+        "lowest seed to the highest. The dotted line repeats the mean of $reference. Above each panel, the mean at the "
+        "last step.",
     ),
     "ages": (
-        "What the teacher is stitched from",
-        "Above: the share of the final teacher's units (unit: $unit) that were last moved k steps before the end, over "
-        "all seeds, beside the geometric law with p = $p. Below: the teacher of the first seed, layer by layer; the "
-        "area of a dot is the share of the layer's units of that age. se took over the student of that step, sts "
-        "averaged it in; both share these draws.",
+        "What the teacher is made of",
+        "Above: the share of units (unit: $unit) of the final teacher of $arm that were last moved k steps before the "
+        "end, over all seeds, beside the geometric law with p = $p. Below: the teacher of the first seed, layer by "
+        "layer; the area of a dot is the share of the layer's units of that age. Arms of the same unit and p share "
+        "these draws.",
     ),
 }
 
 
-def _section(name: str, draw: Draw, results: dict[str, Any]) -> str:
-    config = results["config"]
+def _section(name: str, draw: Draw, words: Mapping[str, str]) -> str:
     heading, caption = _SECTIONS[name]
-    caption = Template(caption).substitute(measure=measure(config), unit=config["unit"], p=config["preserve_prob"])
     return (
         f"<section><h2>{heading}</h2><figure><picture>{_sources(draw)}"
         f'<img src="{_image(draw(LIGHT))}" alt="{heading}: the numbers are in the table and in results.json">'
-        f"</picture><figcaption>{escape(caption)}</figcaption></figure></section>"
+        f"</picture><figcaption>{escape(Template(caption).substitute(words))}</figcaption></figure></section>"
     )
 
 
@@ -110,7 +112,7 @@ def _image(figure: Figure) -> str:
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """An HTML table; what follows a line break in a cell is set small below it."""
+    """An HTML table; text after a line break in a cell is set small."""
     lines = ["<table>", "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
     for row in body:
         cells = [f'<td data-name="{escape(name)}">{_cell(text)}</td>' for name, text in zip(head, row, strict=True)]
@@ -132,19 +134,5 @@ def _pairs(entries: Mapping[str, object]) -> str:
 
 
 def _typeset(text: str) -> str:
-    """A true minus sign, kept on one line with what it joins; hyphens in names stay."""
+    """Use a true minus sign and non-breaking spaces around it; leave hyphens in names."""
     return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text.replace(" - ", "\N{NBSP}\N{MINUS SIGN}\N{NBSP}"))
-
-
-def _notes(results: dict[str, Any]) -> str:
-    count = len(results["paired"])
-    matched = (
-        "tma-matched is the moving average that is as fast as sts on average, of momentum 1 - (1 - p)(1 - m), and m "
-        "for averaged buffers."
-    )
-    if all(pair["ci95"] is None for pair in results["paired"]):
-        return matched
-    return (
-        "In brackets: 95 % intervals by Student's t over the seeds, those of a difference over the seeds' paired "
-        f"differences, in percentage points; not corrected for the {count} comparisons. {matched}"
-    )

@@ -1,0 +1,188 @@
+"""The result of a study: one typed value behind results.json, the terminal table, the report and the figures."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatial_ensemble import methods
+from spatial_ensemble.errors import UserError
+from spatial_ensemble.studies import statistics
+from spatial_ensemble.studies.arms import Arm, known
+from spatial_ensemble.studies.job import Run
+from spatial_ensemble.studies.statistics import Pair, Summary, mean_interval
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.config import Config
+
+BASELINES = ("tma", "tma-matched")
+PACKAGES = ("spatial-ensemble", "torch", "torchvision", "lightning", "numpy", "scipy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Design:
+    """How many seeds a study has, and the margin below which it counts a difference as none.
+
+    Args:
+        until: half-width in percentage points that every interval is to reach; None: the number of seeds is fixed.
+        margin: in percentage points.
+    """
+
+    until: float | None = None
+    margin: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of a study, and what they show.
+
+    Args:
+        config: what all runs share; its smoothing and seed are not used.
+        arms: of the study, with or without runs so far.
+        runs: by arm, then by seed.
+        design: how the seeds were chosen, which decides the kind of the intervals.
+        versions: of the packages that matter.
+    """
+
+    config: Config
+    arms: tuple[Arm, ...]
+    runs: tuple[Run, ...]
+    design: Design = Design()
+    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+
+    def add(self, run: Run) -> "Comparison":
+        """The study with one more run."""
+        order = [arm.name for arm in self.arms]
+        runs = sorted([*self.runs, run], key=lambda run: (order.index(run.smoothing), run.seed))
+        return replace(self, runs=tuple(runs))
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The configuration without what differs from run to run."""
+        return {name: value for name, value in self.config.to_dict().items() if name not in ("smoothing", "seed")}
+
+    @cached_property
+    def summary(self) -> tuple[Summary, ...]:
+        """Mean teacher accuracy of each arm that has runs, with its Student-t interval."""
+        values = {name: [*by_seed.values()] for name, by_seed in self._accuracies.items()}
+        return tuple(Summary(name, len(v), float(np.mean(v)), mean_interval(v)) for name, v in values.items())
+
+    @cached_property
+    def best(self) -> str:
+        """The arm with the highest mean, the first of equals; chosen by what was seen, so test it in all pairs only."""
+        return max(self.summary, key=lambda entry: entry.mean).smoothing
+
+    @cached_property
+    def baselines(self) -> tuple[str, ...]:
+        """What the arms are compared with: tma and tma-matched (or else the first arm), and the best of named arms."""
+        names = [entry.smoothing for entry in self.summary]
+        fixed = [name for name in BASELINES if name in names] or names[:1]
+        named = any(arm.name in names and not arm.known for arm in self.arms)
+        return tuple(dict.fromkeys([*fixed, self.best] if named else fixed))
+
+    @cached_property
+    def paired(self) -> tuple[Pair, ...]:
+        """Each arm against each baseline, every pair once."""
+        found = []
+        for i, baseline in enumerate(self.baselines):
+            for name in self._accuracies:
+                if name not in self.baselines[: i + 1] and (pair := self.pair(name, baseline)):
+                    found.append(pair)
+        return tuple(found)
+
+    def pair(self, smoothing: str, baseline: str) -> Pair | None:
+        """Any arm against any other; None if they have no seed in common."""
+        ours, theirs = self._accuracies[smoothing], self._accuracies[baseline]
+        if not ours.keys() & theirs.keys():
+            return None
+        return statistics.pair(
+            smoothing,
+            baseline,
+            ours,
+            theirs,
+            pairs=self.pairs,
+            margin=self.design.margin,
+            sequential=self.design.until is not None,
+        )
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of arms there are, for all of which the corrected intervals hold together."""
+        return max(1, math.comb(len(self.arms), 2))
+
+    @property
+    def dropped(self) -> set[str]:
+        """The arms that are shown to be worse than the best one, all pairs taken together."""
+        rest = (name for name in self._accuracies if name != self.best)
+        return {name for name in rest if (pair := self.pair(name, self.best)) and pair.conclusion == "worse"}
+
+    def settled(self, half_width: float, names: Sequence[str]) -> bool:
+        """Whether the interval of the difference between any two of these arms is that narrow, in points."""
+        for one, other in combinations(names, 2):
+            known = one in self._accuracies and other in self._accuracies
+            interval = pair.ci95 if known and (pair := self.pair(one, other)) else None
+            if interval is None or (interval[1] - interval[0]) / 2 > half_width:
+                return False
+        return True
+
+    def accuracies(self, smoothing: str) -> Mapping[int, float]:
+        """Teacher accuracy of an arm in per cent, by seed."""
+        return self._accuracies[smoothing]
+
+    @cached_property
+    def _accuracies(self) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        for run in self.runs:
+            found.setdefault(run.smoothing, {})[run.seed] = run.teacher_accuracy
+        return found
+
+    @property
+    def measure(self) -> str:
+        """What accuracy means: that of the method's own classifier, or of its backbone's nearest neighbours."""
+        return {"accuracy": "accuracy", "knn": "kNN accuracy"}[methods.get(self.config.method).headline]
+
+    def write(self, path: Path) -> None:
+        """Write results.json, atomically."""
+        content = {
+            "config": self.shared,
+            "versions": dict(self.versions),
+            "runs": [asdict(run) for run in self.runs],
+            "summary": [asdict(entry) for entry in self.summary],
+            "paired": [asdict(pair) for pair in self.paired],
+            "arms": {arm.name: dict(arm.settings) for arm in self.arms},
+            "design": asdict(self.design),
+        }
+        text = json.dumps(content, indent=1, allow_nan=False)
+        checkpoint.write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """Read results.json; those of version 0.1 have the known arms alone.
+
+        Raises:
+            UserError: something else wrote the file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            runs = tuple(Run(**run) for run in content["runs"])
+            if "arms" in content:
+                arms = tuple(Arm(name, settings) for name, settings in content["arms"].items())
+            else:
+                arms = tuple(known(name) for name in dict.fromkeys(run.smoothing for run in runs))
+            design = Design(**content.get("design", {}))
+            return cls(Config.from_dict(content["config"]), arms, runs, design, content["versions"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}; choose another --out") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} was not written by compare: choose another --out") from None
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,150 @@
+"""What a comparison shows, in words and cells: shared by the terminal, the report and the benchmarks."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from spatial_ensemble.studies.comparison import Comparison
+from spatial_ensemble.studies.statistics import Interval, Pair
+
+NO_PAIR = "There are no matched runs yet, so nothing can be said about a difference."
+ONE_SEED = "One seed shows nothing about a difference: run more (--seeds 3 or above)."
+SHOWS = {
+    "better": "lies above zero for {} (a better teacher on this data)",
+    "worse": "lies below zero for {} (a worse teacher on this data)",
+    "open": "contains zero for {} (no difference is shown)",
+    "single": "is not known for {} (one seed)",
+    "unknown": "has no width for {} (the same difference at every seed: nothing is shown beyond these seeds)",
+}
+
+
+def title(comparison: Comparison) -> str:
+    """What was compared, in one line."""
+    config, seeds = comparison.config, {run.seed for run in comparison.runs}
+    labels = "" if config.images.labels is None else f", {config.images.labels} labels"
+    what = f"{config.method} on {config.images.data}{labels}, {config.run.steps} steps"
+    return f"{what}, {_count(len(seeds), 'seed')}: {comparison.measure}"
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What is shown pair by pair; what is shown for all pairs together and could have been; and what to use."""
+    paired = [pair for pair in comparison.paired if pair.detectable is not None]
+    lines = [sentence(comparison.paired)]
+    if paired:
+        together = [(pair, pair.conclusion) for pair in paired]
+        shown = _names(pair for pair, conclusion in together if conclusion in ("better", "worse"))
+        equal = _names(pair for pair in paired if pair.equivalent)
+        found = [pair.detectable for pair in paired if pair.detectable is not None]
+        power = " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(found), max(found))))
+        lines.append(
+            f"Corrected for {_count(comparison.pairs, 'pair')} of arms: a difference is shown for {shown or 'none'}; "
+            f"equivalent within {_points(comparison.design.margin)}: {equal or 'none'}; a true difference of {power} "
+            "points would have been shown with 80 % power."
+        )
+    if len(comparison.summary) > 1:
+        lines.append(answer(comparison))
+    return lines
+
+
+def sentence(paired: Sequence[Pair]) -> str:
+    """What the 95 % intervals show and what they do not, pair by pair."""
+    if not paired:
+        return NO_PAIR
+    counts = sorted({len(pair.seeds) for pair in paired})
+    if counts == [1]:
+        return ONE_SEED
+    names = {kind: _names(pair for pair in paired if pair.verdict == kind) for kind in SHOWS}
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    if not any(names[kind] for kind in SHOWS if kind != "open"):
+        return (
+            f"Over {seeds} matched seeds, every 95 % interval contains zero ({names['open']}): "
+            "these runs do not show that any arm is better than another."
+        )
+    shown = [text.format(names[kind]) for kind, text in SHOWS.items() if names[kind]]
+    return f"Over {seeds} matched seeds, the 95 % interval " + ", ".join(shown) + "."
+
+
+def answer(comparison: Comparison) -> str:
+    """Which average to use on this data: one sentence, corrected for all pairs of arms."""
+    best = comparison.best
+    others = [entry.smoothing for entry in comparison.summary if entry.smoothing != best]
+    pairs = [pair for name in others if (pair := comparison.pair(best, name))]
+    if all(len(pair.seeds) == 1 for pair in pairs):
+        return "Which average to use on this data cannot be said yet."
+    beaten = [pair.baseline for pair in pairs if pair.conclusion == "better"]
+    equal = [pair.baseline for pair in pairs if pair.conclusion == "equivalent"]
+    rest = [name for name in others if name not in beaten + equal]
+    if rest:
+        better = f" and is better than {_list(beaten)}" if beaten else ""
+        may = f"{_list(rest)} may be as good or better"
+        return f"Not settled on this data: {best} has the highest mean{better}, but {may}."
+    if equal:
+        better = f", and {best} is better than {_list(beaten)}" if beaten else ""
+        margin = _points(comparison.design.margin)
+        return f"Use {_list([best, *equal], 'or')} on this data: they are equivalent within {margin}{better}."
+    return f"Use {best} on this data: it is better than {_list(beaten)}."
+
+
+def notes(comparison: Comparison) -> str:
+    """How the intervals in brackets are made, and what tma-matched is."""
+    about = []
+    if any(pair.ci95 for pair in comparison.paired):
+        kind = "95 % intervals by Student's t over the seeds, not corrected for the number of comparisons"
+        if comparison.design.until is not None:
+            kind = (
+                "95 % confidence sequences, valid although seeds were added until they were narrow enough and for all "
+                "pairs of arms together (those of a single arm: Student's t)"
+            )
+        about.append(f"In brackets: {kind}; those of a difference over the paired differences, in percentage points.")
+    if any(entry.smoothing == "tma-matched" for entry in comparison.summary):
+        about.append(
+            "tma-matched is the moving average that is as fast as sts on average, of momentum 1 - (1 - p)(1 - m), and "
+            "m for averaged buffers."
+        )
+    return " ".join(about)
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """The heads of `rows`."""
+    return ["arm", "teacher %", "student %", *(f"minus {baseline}" for baseline in comparison.baselines)]
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """One row an arm: name, teacher accuracy, student accuracy, difference to each baseline; intervals on a new line.
+
+    Where one arm has run at fewer seeds than another, the name says how many.
+    """
+    pairs = {(pair.smoothing, pair.baseline): pair for pair in comparison.paired}
+    unequal = len({entry.runs for entry in comparison.summary}) > 1
+    lines = []
+    for entry in comparison.summary:
+        name = entry.smoothing
+        student = np.mean([run.student_accuracy for run in comparison.runs if run.smoothing == name])
+        differences = [_difference(pairs.get((name, baseline))) for baseline in comparison.baselines]
+        label = f"{name}\nseeds: {entry.runs}" if unequal else name
+        lines.append([label, f"{entry.mean:.2f}{_interval(entry.ci95)}", f"{student:.2f}", *differences])
+    return lines
+
+
+def _difference(pair: Pair | None) -> str:
+    return "" if pair is None else f"{pair.mean_difference:+.2f}{_interval(pair.ci95, '+')}"
+
+
+def _interval(ends: Interval | None, sign: str = "") -> str:
+    return "" if ends is None else f"\n[{ends[0]:{sign}.2f}, {ends[1]:{sign}.2f}]"
+
+
+def _names(pairs: Iterable[Pair]) -> str:
+    return ", ".join(f"{pair.smoothing} - {pair.baseline}" for pair in pairs)
+
+
+def _list(names: Sequence[str], word: str = "and") -> str:
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _points(number: float) -> str:
+    return f"{number:g} point" + ("" if number == 1 else "s")
