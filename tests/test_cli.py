@@ -94,7 +94,7 @@ BAD = {
     (*FIXMATCH, "--preserve-prob", "nan"): """Parser key "preserve_prob": Expected a <class 'float'>. Got value: nan""",
     (*FIXMATCH, "--preserve_prob", "-0.1"): "preserve_prob must be a number in [0, 1], got -0.1",
     (*FIXMATCH, "--unit", "filter"): "['layer', 'tensor', 'channel', 'element']. Got value: filter",
-    (*FIXMATCH, "--smoothing", "ema"): "['sts', 'se', 'tma', 'tma-matched']. Got value: ema",
+    (*FIXMATCH, "--smoothing", "ema"): "'tma-matched', 'se-matched', 'every']. Got value: ema",
     (*FIXMATCH, "--labels-from", "nobody"): "['teacher', 'student']. Got value: nobody",
     (*FIXMATCH, "--threshold", "1.5"): "threshold 1.5",
     (*FIXMATCH, "--network", "resnet0"): "network 'resnet0' is not known",

@@ -12,6 +12,7 @@ from spatial_ensemble.studies.plots import Ages
 from spatial_ensemble.training.recipes import fixmatch_digits
 
 GAIN = {"tma": 0.0, "tma-matched": 0.3, "se": 1.1, "sts": 0.9}
+FIXED = Design()
 VERSIONS = {"python": "3.11.9", "spatial-ensemble": "0.1.0", "torch": "2.15.0"}
 
 
@@ -38,7 +39,7 @@ def synthetic_comparison(seeds: int = 3, steps: int = 400, every: int = 40) -> C
     return Comparison(config, tuple(map(known, GAIN)), tuple(runs), versions=VERSIONS)
 
 
-def comparison_of(*, design: Design = Design(), **accuracies: Sequence[float]) -> Comparison:
+def comparison_of(*, design: Design = FIXED, **accuracies: Sequence[float]) -> Comparison:
     """A study with these teacher accuracies, by arm (with _ for -) and seed."""
     names = [name.replace("_", "-") for name in accuracies]
     runs = [

@@ -35,11 +35,15 @@ def test_what_is_no_arm(text: str) -> None:
 def test_the_types_of_values() -> None:
     assert parse("a: clip_grad=none").settings == {"clip_grad": None}
     assert parse("a: lr=1e-3").settings == {"lr": 0.001}  # YAML 1.1 alone would read a string
-    assert parse("a: unit=layer buffers=follow steps=20").settings == {"unit": "layer", "buffers": "follow", "steps": 20}
+    assert parse("a: unit=layer buffers=follow steps=20").settings == {
+        "unit": "layer",
+        "buffers": "follow",
+        "steps": 20,
+    }
 
 
 def test_a_field_is_given_once() -> None:
-    with pytest.raises(UserError, match="momentum twice"):
+    with pytest.raises(UserError, match="gives a field twice"):
         parse("fast: momentum=0.8 momentum=0.9")
 
 

@@ -128,8 +128,8 @@ def test_results_json_is_as_designed(study: Study) -> None:
     assert list(results["summary"][0]) == ["smoothing", "runs", "mean", "ci95"]
     keys = ["smoothing", "baseline", "mean_difference", "ci95", "p_value", "seeds"]
     assert list(results["paired"][0])[:6] == keys
-    differences = np.subtract(*([run["teacher_accuracy"] for run in results["runs"]][part] for part in (slice(2, 4), slice(2))))
-    assert results["paired"][0]["mean_difference"] == pytest.approx(differences.mean())
+    tma, sts = np.array([run["teacher_accuracy"] for run in results["runs"]]).reshape(2, 2)
+    assert results["paired"][0]["mean_difference"] == pytest.approx((sts - tma).mean())
     assert results["arms"] == {name: {"smoothing": name} for name in NAMES}
     again = Comparison.read(out / "results.json")
     assert json.loads(json.dumps([asdict(pair) for pair in again.paired])) == results["paired"]
@@ -165,16 +165,12 @@ def test_every_method_is_compared_by_its_own_measure(
     if method == "moco":
         config = config.replace(queue_size=40)
     results = compare(config, tmp_path / "study", seeds=2, smoothings=("tma", "se"))
-    for run in results["runs"]:
-        trained = checkpoint_of(tmp_path / "study", run)
-        assert run["teacher_accuracy"] == evaluate(trained, which="teacher")[0]
-        assert run["student_accuracy"] == evaluate(trained, which="student")[0]
+    for run in results.runs:
+        trained = tmp_path / "study" / "runs" / f"{run.smoothing}-seed{run.seed}" / "last.ckpt"
+        assert run.teacher_accuracy == evaluate(trained, which="teacher")[0]
+        assert run.student_accuracy == evaluate(trained, which="student")[0]
     assert f"2 seeds: {measure}" in capsys.readouterr().out
     assert f"2 seeds: {measure}<" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
-
-
-def checkpoint_of(study: Path, run: dict[str, Any]) -> Path:
-    return study / "runs" / f"{run['smoothing']}-seed{run['seed']}" / "last.ckpt"
 
 
 def test_a_second_call_does_only_what_is_missing(
@@ -328,7 +324,10 @@ class Drawn:
     def __call__(self, work: Any, jobs: Iterable[Any], workers: int) -> Iterator[Event[Any]]:
         for job in jobs:
             self.order.append(job.key)
-            shared, own = np.random.default_rng(job.config.run.seed), np.random.default_rng([*job.arm.encode(), job.config.run.seed])
+            shared, own = (
+                np.random.default_rng(job.config.run.seed),
+                np.random.default_rng([*job.arm.encode(), job.config.run.seed]),
+            )
             value = 80 + 5 * shared.standard_normal() + self.gains[job.arm] + self.spread * own.standard_normal()
             job.out.mkdir(parents=True, exist_ok=True)
             (job.out / "last.ckpt").touch()
@@ -345,7 +344,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     return jobs
 
 
-def test_seeds_are_added_until_every_interval_is_narrow(tmp_path: Path, drawn: Drawn, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_added_until_every_interval_is_narrow(
+    tmp_path: Path, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ("tma", "sts")
     first = compare(TINY, tmp_path, smoothings=names, until=1.5)
     needed = len(first.summary) and first.summary[0].runs

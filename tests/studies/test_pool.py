@@ -89,7 +89,9 @@ if __name__ == "__main__":
 @pytest.mark.skipif(os.name != "posix", reason="needs signal masks")
 def test_workers_block_interrupts_and_log_nothing_unlike_the_parent(tmp_path: Path) -> None:
     script = tmp_path / "blocked.py"
-    script.write_text(BLOCKED)  # a process of its own, where no other test has started multiprocessing's resource tracker
+    script.write_text(
+        BLOCKED
+    )  # a process of its own, where no other test has started multiprocessing's resource tracker
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == "[True, True, True]\nFalse\n"
     assert done.stderr == "WARNING:root:of the data\n"

@@ -1,7 +1,6 @@
 """The statistics against the formulas written out and by simulation, and the sentences against what they may claim."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -11,7 +10,14 @@ from synthetic import comparison_of
 
 from spatial_ensemble.studies import statistics
 from spatial_ensemble.studies.comparison import Design
-from spatial_ensemble.studies.statistics import Pair, confidence_sequence, mean_interval, mixture_p_value, student_t
+from spatial_ensemble.studies.statistics import (
+    HalfWidth,
+    Pair,
+    confidence_sequence,
+    mean_interval,
+    mixture_p_value,
+    student_t,
+)
 from spatial_ensemble.studies.wording import answer, findings, sentence
 
 UNTIL = Design(until=1.0)
@@ -206,9 +212,10 @@ def test_what_is_called_detectable_is_shown_in_four_of_five_studies() -> None:
     assert 0.75 < np.mean(shown) < 0.87
 
 
-def half_widths(values: np.ndarray, width: Callable[[np.ndarray], float]) -> np.ndarray:
-    """Of all prefixes of at least two values, by the scale of a standard pattern: the width is s times a constant."""
-    unit = {n: width(np.tile([1.0, -1.0], n)[:n]) / np.std(np.tile([1.0, -1.0], n)[:n], ddof=1) for n in range(2, 201)}
+def half_widths(values: np.ndarray, width: HalfWidth, level: float) -> np.ndarray:
+    """Of all prefixes of at least two values: the deviation of each, times the width at a deviation of 1."""
+    patterns = [np.tile([1.0, -1.0], n)[:n] for n in range(values.shape[1] + 1)]
+    unit = {n: width(pattern / np.std(pattern, ddof=1), level) for n, pattern in enumerate(patterns) if n > 1}
     counts = np.arange(1, values.shape[1] + 1)
     squares = np.cumsum(values**2, 1) - np.cumsum(values, 1) ** 2 / counts
     deviations = np.sqrt(squares[:, 1:] / counts[:-1])
@@ -220,7 +227,7 @@ def test_a_confidence_sequence_holds_at_every_look_where_a_t_interval_does_not(l
     values = np.random.default_rng(4).normal(0.0, 5.0, (4000, 200))  # the mean is 0: what an interval must contain
     means = (np.cumsum(values, 1) / np.arange(1, 201))[:, 1:]
     ever = {
-        name: float(np.mean(np.any(np.abs(means) > half_widths(values, lambda x: width(list(x), level)), 1)))
+        name: float(np.mean(np.any(np.abs(means) > half_widths(values, width, level), 1)))
         for name, width in (("sequence", confidence_sequence), ("t", student_t))
     }
     # Expected misses: at most `level`; 3 standard errors are allowed for the simulation.
@@ -264,7 +271,9 @@ def test_the_mixture_is_the_integral_it_claims_to_be() -> None:
     n = len(values)
     t = float(np.mean(values) / np.std(values, ddof=1) * math.sqrt(n))
     effects = np.linspace(-9, 9, 2001)
-    densities = stats.nct.pdf(t, n - 1, effects * math.sqrt(n)) * stats.norm.pdf(effects, 0, math.sqrt(statistics.PRIOR))
+    densities = stats.nct.pdf(t, n - 1, effects * math.sqrt(n)) * stats.norm.pdf(
+        effects, 0, math.sqrt(statistics.PRIOR)
+    )
     ratio = np.trapezoid(densities, effects) / stats.t.pdf(t, n - 1)
     assert mixture_p_value(values) == pytest.approx(1 / ratio, rel=1e-6)
 

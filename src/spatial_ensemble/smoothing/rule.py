@@ -80,6 +80,34 @@ class Smoothing:
             return Smoothing(partial(_matched_momentum, self), buffer_momentum=buffers)
         return Smoothing(_matched_momentum(self, 0), buffer_momentum=buffers)
 
+    def every(self) -> tuple[int, "Smoothing"]:
+        """The moving average of the same expected update rate that acts at every n-th update alone, and this n.
+
+            n = round(1 / (1 - p)),    m_n = max(0, 1 - n (1 - p) (1 - m)),    m_b^n for averaged buffers
+
+        For `Teacher(..., update_every=n)`. Like this rule it moves about 1 - p of the memory that a moving average
+        does, but without randomness.
+
+        Raises:
+            ValueError: p is a schedule, or 1.
+
+        Example:
+            >>> Smoothing(momentum=0.75, preserve_prob=0.5).every()
+            (2, Smoothing(momentum=0.75, preserve_prob=0.0, buffer_momentum=0.5625))
+        """
+        p = self.preserve_prob
+        if callable(p) or p == 1:
+            raise ValueError(f"preserve_prob must be a number below 1 for an average at every n-th update, got {p!r}")
+        n = round(1 / (1 - p))
+        buffers = self.momentum if self.buffer_momentum is None else self.buffer_momentum
+        momentum: float | Schedule = partial(_every_momentum, self.momentum, n * (1 - p))
+        power: float | Schedule = partial(_power, buffers, n)
+        if not callable(self.momentum):
+            momentum = _every_momentum(self.momentum, n * (1 - p), 0)
+        if not callable(buffers):
+            power = _power(buffers, n, 0)
+        return n, Smoothing(momentum, buffer_momentum=power)
+
 
 def temporal_moving_average(momentum: float | Schedule) -> Smoothing:
     """TMA, the usual EMA: T <- m T + (1 - m) S at every step.
@@ -116,6 +144,14 @@ def spatial_temporal_smoothing(momentum: float | Schedule, preserve_prob: float 
 def _matched_momentum(smoothing: Smoothing, step: int) -> float:
     momentum, preserve_prob = smoothing.at(step)
     return 1 - (1 - preserve_prob) * (1 - momentum)
+
+
+def _every_momentum(momentum: float | Schedule, factor: float, step: int) -> float:
+    return max(0.0, 1 - factor * (1 - _value("momentum", momentum, step)))
+
+
+def _power(momentum: float | Schedule, n: int, step: int) -> float:
+    return _value("buffer_momentum", momentum, step) ** n
 
 
 def _value(name: str, value: float | Schedule, step: int) -> float:

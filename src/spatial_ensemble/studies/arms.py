@@ -11,9 +11,9 @@ import yaml  # type: ignore[import-untyped]
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.training.config import Config
 
-KNOWN = ("tma", "tma-matched", "se", "sts")
+KNOWN = ("tma", "tma-matched", "se", "se-matched", "sts", "every")
 SMOOTHINGS = ("tma", "tma-matched", "se", "sts")
-MATCHED = {"sts": "tma-matched"}
+MATCHED = {"sts": "tma-matched", "se": "se-matched"}
 SHARED = ("method", "data", "path", "image_size", "skip_broken", "seed", "device")  # by all runs of a study
 
 

@@ -95,7 +95,9 @@ def compare(
                     continue
             yield job
 
-    bars = Bars(sum(job.config.run.steps for job in jobs), sum(job.config.run.steps for job in jobs if job.key in finished))
+    bars = Bars(
+        sum(job.config.run.steps for job in jobs), sum(job.config.run.steps for job in jobs if job.key in finished)
+    )
     try:
         with bars, closing(run_jobs(run, due(), workers or _default_workers(config))) as events:
             for event in events:
@@ -174,7 +176,9 @@ def _check(study: Comparison, jobs: Sequence[Job], missing: Sequence[Job]) -> No
     distinct = {str(job.config.replace(seed=0, **_SMOOTHING)): job.config for job in reversed(missing)}
     data = [check(config) for config in distinct.values()][-1]
     if not data["classes"]:
-        raise UserError(f"no image in {study.config.images.path} has a label to compare by: put some into class folders")
+        raise UserError(
+            f"no image in {study.config.images.path} has a label to compare by: put some into class folders"
+        )
     begun = next((job for job in jobs if job.begun), None)
     if begun is not None and checkpoint.load(begun.out / CHECKPOINT)["data"] != data:
         raise UserError(

@@ -53,14 +53,13 @@ class Bars:
 
 def table(comparison: Comparison) -> RenderableType:
     """The table of a study and its findings, for a console of 80 columns or more."""
-    grid = Table(box=box.SIMPLE_HEAD, title=title(comparison), title_justify="left", title_style="bold", pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = columns(comparison)
     kept = [i for i, head in enumerate(heads) if len(heads) <= 5 or head != "student %"]  # six do not fit
     grid.add_column(heads[0], style="bold", no_wrap=True, min_width=11)
     for i in kept[1:]:
         grid.add_column(heads[i].replace(" ", "\n"), justify="right")
-    if any(entry.ci95 for entry in comparison.summary):
-        grid.caption, grid.caption_justify = "in brackets: 95 % intervals", "left"
     for row in rows(comparison):
         grid.add_row(*(row[i] for i in kept))
-    return Group(grid, *(Text(line) for line in findings(comparison)))
+    caption = ["in brackets: 95 % intervals\n"] if any(entry.ci95 for entry in comparison.summary) else []
+    return Group(Text(title(comparison), style="bold"), grid, *map(Text, caption + findings(comparison)))

@@ -13,7 +13,7 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing import Teacher
-from spatial_ensemble.training.config import Config, build_smoothing
+from spatial_ensemble.training.config import Config, build_smoothing, update_every
 from spatial_ensemble.training.determinism import own_random_state, seed_torch
 
 
@@ -75,6 +75,7 @@ def build_teacher(config: Config, method: Method) -> Teacher:
         unit=config.teacher.unit,
         buffers=config.teacher.buffers,
         seed=derive_seed(config.run.seed, "teacher"),
+        update_every=update_every(config),
     )
 
 

@@ -14,11 +14,10 @@ import yaml  # type: ignore[import-untyped]
 from spatial_ensemble import methods
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.options import check_types
-from spatial_ensemble.smoothing.rule import Schedule, Smoothing, spatial_ensemble, spatial_temporal_smoothing
-from spatial_ensemble.smoothing.rule import temporal_moving_average as tma
+from spatial_ensemble.smoothing.rule import Schedule, Smoothing
 from spatial_ensemble.smoothing.schedule import cosine, warmup
 
-SmoothingName = Literal["sts", "se", "tma", "tma-matched"]
+SmoothingName = Literal["sts", "se", "tma", "tma-matched", "se-matched", "every"]
 
 
 def flag(name: str) -> str:
@@ -82,12 +81,14 @@ class TeacherConfig:
     """The teacher and its smoothing.
 
     Args:
-        smoothing: sts, se or tma, all from the one momentum and preserve_prob; tma-matched is the tma as fast as sts.
+        smoothing: sts, se or tma, all from the one momentum and preserve_prob; tma-matched is the tma as fast as sts,
+            se-matched the one as fast as se, and every the one as fast as sts that acts at every n-th step alone.
         momentum: m in [0, 1]; 0 replaces, 1 never changes.
         preserve_prob: p in [0, 1]; 0 preserves nothing.
         momentum_schedule: constant; cosine from m to 1 over the run (BYOL's); or warmup, min(m, (1 + k) / (10 + k)).
         unit: which weights share one draw.
         buffers: what the teacher does with floating buffers such as BatchNorm's statistics.
+        buffer_momentum: of averaged buffers, in [0, 1]; none: that of the weights.
     """
 
     smoothing: SmoothingName = "sts"
@@ -96,13 +97,18 @@ class TeacherConfig:
     momentum_schedule: Literal["constant", "cosine", "warmup"] = "constant"
     unit: Literal["layer", "tensor", "channel", "element"] = "tensor"
     buffers: Literal["average", "copy", "follow", "keep"] = "average"
+    buffer_momentum: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.buffers == "follow" and self.unit != "layer":
             raise UserError(f"--buffers follow needs --unit layer, got --unit {self.unit}")
+        if self.buffer_momentum is not None and self.buffers != "average":
+            raise UserError(f"--buffer-momentum needs --buffers average, got --buffers {self.buffers}")
         try:
-            Smoothing(self.momentum, self.preserve_prob)
+            rule = Smoothing(self.momentum, self.preserve_prob, self.buffer_momentum)
+            if self.smoothing == "every":
+                rule.every()
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -311,29 +317,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def build_smoothing(config: Config) -> Smoothing:
-    """The rule of a configuration: all four smoothings come from the same (momentum, preserve_prob).
+    """The rule of a configuration: all smoothings come from the same momentum and preserve_prob.
 
     Example:
         >>> config = Config("fixmatch", ImagesConfig("digits"))
         >>> build_smoothing(config.replace(smoothing="tma-matched", momentum=0.99, preserve_prob=0.5))
         Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
     """
+    rule = _rule(config)
+    match config.teacher.smoothing:
+        case "tma-matched" | "se-matched":
+            return rule.matched()
+        case "every":
+            return rule.every()[1]
+        case _:
+            return rule
+
+
+def update_every(config: Config) -> int:
+    """Every how many steps the teacher of a configuration is updated."""
+    return _rule(config).every()[0] if config.teacher.smoothing == "every" else 1
+
+
+def _rule(config: Config) -> Smoothing:
+    """The rule itself, or the one that its smoothing is derived from."""
     teacher = config.teacher
     momentum: float | Schedule = teacher.momentum
-    if teacher.momentum_schedule == "cosine":
+    if teacher.smoothing in ("se", "se-matched"):
+        momentum = 0.0
+    elif teacher.momentum_schedule == "cosine":
         momentum = cosine(teacher.momentum, 1.0, config.run.steps)
     elif teacher.momentum_schedule == "warmup":
         momentum = warmup(teacher.momentum)
-    sts = spatial_temporal_smoothing(momentum, teacher.preserve_prob)
-    match teacher.smoothing:
-        case "sts":
-            return sts
-        case "se":
-            return spatial_ensemble(teacher.preserve_prob)
-        case "tma":
-            return tma(momentum)
-        case "tma-matched":
-            return sts.matched()
+    return Smoothing(momentum, 0.0 if teacher.smoothing == "tma" else teacher.preserve_prob, teacher.buffer_momentum)
 
 
 def _pick(part: type[Any], flat: Mapping[str, Any]) -> Any:
