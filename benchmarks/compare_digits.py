@@ -3,7 +3,6 @@
 python benchmarks/compare_digits.py    -> results/compare_digits.md, docs/figures/compare_digits.png
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from common import save
 
-from spatial_ensemble.studies.statistics import sentence
-from spatial_ensemble.studies.table import rows
+from spatial_ensemble.studies.comparison import Comparison
+from spatial_ensemble.studies.wording import columns, findings, rows
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
@@ -28,17 +27,17 @@ def study() -> None:
         program = Path(sys.executable).with_name("spatial-ensemble")
         subprocess.run([program, "compare", "--out", out], check=True)
         seconds = time.perf_counter() - started
-        results = json.loads((out / "results.json").read_text())
+        comparison = Comparison.read(out / "results.json")
         FIGURES.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "figures" / "accuracy.png", FIGURES / "compare_digits.png")
     lines = [
-        "| smoothing | teacher % | student % | minus tma | minus tma-matched |",
-        "|---|---:|---:|---:|---:|",
-        *("| " + " | ".join(cell.replace("\n", " ") for cell in row) + " |" for row in rows(results)),
+        "| " + " | ".join(columns(comparison)) + " |",
+        "|---" + "|---:" * (len(columns(comparison)) - 1) + "|",
+        *("| " + " | ".join(cell.replace("\n", " ") for cell in row) + " |" for row in rows(comparison)),
         "",
-        "Means over the seeds, 95 % intervals in brackets. " + sentence(results["paired"]),
+        " ".join(["Means over the seeds, 95 % intervals in brackets.", *findings(comparison)]),
         "",
-        f"Lowest teacher accuracy of a run: {min(run['teacher_accuracy'] for run in results['runs']):.2f} %. "
+        f"Lowest teacher accuracy of a run: {min(run.teacher_accuracy for run in comparison.runs):.2f} %. "
         f"From the command to the report: {seconds:.0f} s.",
         "",
         "How the recipe's numbers were chosen: optimizer and threshold by the moving average's accuracy on seeds 10 to "
@@ -47,8 +46,8 @@ def study() -> None:
         "still rising at the end. The study shows that the program works; its seeds are not fresh, and no gain may "
         "be read from it.",
     ]
-    seeds = sorted({run["seed"] for run in results["runs"]})
-    about = ", ".join(f"{name} {value}" for name, value in results["config"].items() if value is not None)
+    seeds = sorted({run.seed for run in comparison.runs})
+    about = ", ".join(f"{name} {value}" for name, value in comparison.shared.items() if value is not None)
     save(
         RESULTS / "compare_digits.md",
         "The default study: FixMatch on digits, 20 labels",

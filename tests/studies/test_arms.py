@@ -4,9 +4,12 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.studies.arms import KNOWN, Arm, parse, resolve
+from spatial_ensemble.training.build import build_method, build_teacher
 from spatial_ensemble.training.config import build_smoothing
 from spatial_ensemble.training.recipes import fixmatch_digits
 
@@ -104,3 +107,48 @@ def test_a_study_needs_an_arm() -> None:
 def test_every_field_of_the_teacher_is_a_setting(settings: dict[str, Any]) -> None:
     (arm,) = resolve(CONFIG, [], [Arm("mine", settings)])
     assert arm.configure(CONFIG, 0) == CONFIG.replace(**settings)
+
+
+@pytest.mark.parametrize(("momentum", "preserve_prob"), [(0.99, 0.5), (0.9, 0.7), (0.5, 0.3), (0.0, 0.8), (0.9, 0.0)])
+def test_every_nth_step_has_the_expected_speed_of_sts(momentum: float, preserve_prob: float) -> None:
+    sts = Smoothing(momentum, preserve_prob)
+    n, rule = sts.every()
+    assert n == round(1 / (1 - preserve_prob))
+    assert (1 - rule.at(0)[0]) / n == pytest.approx((1 - preserve_prob) * (1 - momentum))
+    assert rule.at(0)[1] == 0 and rule.buffer_momentum_at(0) == pytest.approx(momentum**n)
+    assert Smoothing(momentum, preserve_prob, 0.8).every()[1].buffer_momentum_at(0) == pytest.approx(0.8**n)
+
+
+def test_every_nth_step_follows_a_scheduled_momentum_but_no_scheduled_probability() -> None:
+    n, rule = Smoothing(lambda step: 0.9 + step / 100, 0.5).every()
+    assert n == 2
+    assert rule.at(5) == pytest.approx((1 - 2 * 0.5 * 0.05, 0.0)) and rule.buffer_momentum_at(5) == pytest.approx(
+        0.9025
+    )
+    assert Smoothing(lambda step: 0.0, 0.4).every()[1].at(0) == (0.0, 0.0)  # 1 - 1.2: a copy is as fast as it gets
+    for preserve_prob in (lambda step: 0.5, 1.0):
+        with pytest.raises(ValueError, match="must be a number below 1 for an average at every n-th update"):
+            Smoothing(0.9, preserve_prob).every()
+
+
+def test_the_teacher_of_every_moves_at_every_nth_step_alone() -> None:
+    config = CONFIG.replace(smoothing="every", momentum=0.9, preserve_prob=0.7, network="small")
+    content = {"channels": 1, "size": 8, "classes": [str(digit) for digit in range(10)]}
+    method = build_method(config, content)
+    teacher = build_teacher(config, method)
+    (name, weight), moved = next(teacher.module.named_parameters()), []
+    for _ in range(6):
+        before = weight.clone()
+        with torch.no_grad():
+            method.student.get_parameter(name).add_(1.0)
+        teacher.update(method.student)
+        moved.append(not torch.equal(weight, before))
+    assert moved == [False, False, True] * 2
+    assert weight.mean() - method.student.get_parameter(name).mean() < -1
+
+
+def test_buffers_have_a_momentum_of_their_own_where_they_are_averaged() -> None:
+    rule = build_smoothing(CONFIG.replace(momentum=0.99, buffer_momentum=0.9))
+    assert rule == Smoothing(0.99, CONFIG.teacher.preserve_prob, buffer_momentum=0.9)
+    with pytest.raises(UserError, match="--buffer-momentum needs --buffers average, got --buffers copy"):
+        CONFIG.replace(buffer_momentum=0.9, buffers="copy")

@@ -132,7 +132,7 @@ def differences(comparison: Comparison, paper: Paper) -> Figure:
             axes.plot([low, high], [row, row], color=colour, linewidth=2.2, alpha=0.55, solid_capstyle="round")
             numbers += f" [{low:+.2f}, {high:+.2f}]"
         axes.plot([pair.mean_difference], [row], "D", color=colour, markersize=7)
-        axes.plot(points, [row] * len(points), "o", color=paper.ground, markeredgecolor=colour, markersize=4.5)
+        axes.plot(points, [row + 0.27] * len(points), "o", color="none", markeredgecolor=colour, markersize=3.5)
         _label_row(axes, paper, row, f"{pair.smoothing} - {pair.baseline}", numbers, colour)
     axes.set_ylim(len(paired) - 0.5, -0.8 if paper.narrow else -0.6)
     axes.set_yticks([])

@@ -68,9 +68,9 @@ def html(comparison: Comparison, figures: Mapping[str, Draw], ages: Ages | None 
 _SECTIONS = {
     "differences": (
         "Paired differences",
-        "A ring is one seed, whose two runs have the same labels, initial weights, batches and augmentations; the "
-        "diamond is the mean over the seeds, the bar its 95 % interval. Where the bar crosses the line at zero, no "
-        "difference is shown.",
+        "The diamond is the mean over the seeds, the bar its 95 % interval; each ring below is one seed, whose two "
+        "runs have the same labels, initial weights, batches and augmentations. Where the bar crosses the line at "
+        "zero, no difference is shown.",
     ),
     "accuracy": (
         "Accuracy while training",

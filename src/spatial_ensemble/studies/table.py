@@ -53,7 +53,7 @@ class Bars:
 
 def table(comparison: Comparison) -> RenderableType:
     """The table of a study and its findings, for a console of 80 columns or more."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     heads = columns(comparison)
     kept = [i for i, head in enumerate(heads) if len(heads) <= 5 or head != "student %"]  # six do not fit
     grid.add_column(heads[0], style="bold", no_wrap=True, min_width=11)
@@ -61,5 +61,8 @@ def table(comparison: Comparison) -> RenderableType:
         grid.add_column(heads[i].replace(" ", "\n"), justify="right")
     for row in rows(comparison):
         grid.add_row(*(row[i] for i in kept))
-    caption = ["in brackets: 95 % intervals\n"] if any(entry.ci95 for entry in comparison.summary) else []
-    return Group(Text(title(comparison), style="bold"), grid, *map(Text, caption + findings(comparison)))
+    lines = findings(comparison)
+    if any(entry.ci95 for entry in comparison.summary):
+        kind = "intervals" if comparison.design.until is None else "confidence sequences"
+        lines = [f"in brackets: 95 % {kind}\n", *lines]
+    return Group(Text(title(comparison), style="bold"), grid, *map(Text, lines))
