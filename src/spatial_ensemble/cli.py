@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> None:
         required=False,
     )
     for name, subparser, text in (
-        ("compare", _compare_parser(start), "train with each smoothing over matched seeds, and report the differences"),
+        ("compare", _compare_parser(start), "train every arm over matched seeds, and report the differences"),
         ("train", _train_parser(start), "one training run"),
         ("evaluate", _evaluate_parser(), "accuracy, nearest neighbours or a linear probe of a run's networks"),
         ("export", _export_parser(), "the weights of a network as safetensors"),
@@ -131,10 +131,29 @@ def _train(given: "Namespace") -> None:
 def _compare_parser(start: "Config | None") -> "ArgumentParser":
     from spatial_ensemble.training.flags import add_flags
 
-    parser = _parser("compare", "Train with each smoothing over matched seeds, and report what the differences show.")
+    parser = _parser("compare", "Train every arm over matched seeds, and report what the differences show.")
     parser.add_argument("--out", type=str, default="comparison", help="folder of results, report and runs")
     parser.add_argument("--seeds", type=int, default=3, help="number of matched seeds, counted up from --seed")
-    parser.add_argument("--smoothings", nargs="+", help="some of tma, tma-matched, se and sts (default: all)")
+    parser.add_argument(
+        "--smoothings",
+        nargs="*",
+        help="known arms: some of tma, tma-matched, se, se-matched, sts and every (default: tma tma-matched se sts)",
+    )
+    parser.add_argument(
+        "--arm",
+        action="append",
+        type=str,
+        help='another arm, "NAME: FIELD=VALUE FIELD=VALUE": the configuration with these settings; matched=NAME takes '
+        "those of another arm, and the moving average of its speed; may be repeated",
+    )
+    parser.add_argument("--arms", type=dict[str, dict[str, Any]], help="in a YAML file, NAME: {FIELD: VALUE}: as --arm")
+    parser.add_argument(
+        "--until",
+        type=float,
+        help="add seeds until every 95 % interval of a difference reaches at most this many points to each side",
+    )
+    parser.add_argument("--max_seeds", type=int, help="with --until: the most seeds (default: 64)")
+    parser.add_argument("--drop", action="store_true", help="with --until: no more seeds for an arm shown to be worse")
     parser.add_argument("--workers", type=int, help="processes at a time (default: one a core, on a GPU one)")
     add_flags(parser, start)
     return parser
@@ -147,10 +166,22 @@ def _compare(given: "Namespace") -> None:
     from spatial_ensemble.training.prepare import check_names
 
     check_names(config)
-    from spatial_ensemble.studies.compare import SMOOTHINGS, compare
+    if given.until is None and (given.drop or given.max_seeds is not None):
+        raise UserError(f"{'--drop' if given.drop else '--max-seeds'} belongs to --until: use --seeds")
+    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, parse
+    from spatial_ensemble.studies.compare import compare
 
-    smoothings = given.smoothings or SMOOTHINGS
-    compare(config, Path(given.out), seeds=given.seeds, smoothings=smoothings, workers=given.workers)
+    compare(
+        config,
+        Path(given.out),
+        seeds=given.seeds,
+        smoothings=SMOOTHINGS if given.smoothings is None else given.smoothings,
+        arms=[*(Arm(name, fields) for name, fields in (given.arms or {}).items()), *map(parse, given.arm or [])],
+        until=given.until,
+        max_seeds=64 if given.max_seeds is None else given.max_seeds,
+        drop=given.drop,
+        workers=given.workers,
+    )
 
 
 def _evaluate_parser() -> "ArgumentParser":

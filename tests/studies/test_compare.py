@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spatial_ensemble.cli import main
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.studies import compare as module
 from spatial_ensemble.studies.arms import Arm
@@ -312,6 +313,30 @@ def test_a_bad_arm_is_refused_before_anything_is_written(tmp_path: Path) -> None
         with pytest.raises(UserError, match=message) as caught:
             compare(fixmatch_digits(), tmp_path / "new", arms=[Arm("mine", settings)])
         assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_arms_and_until_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.yaml").write_text("arms:\n  fast: {smoothing: tma, momentum: 0.5}\nsmoothings: []\n")
+    command = [PROGRAM, "compare", "--config=study.yaml", "--arm", "its-twin: matched=sts buffer-momentum=0.9"]
+    command += ["--until=100", "--max-seeds=8", "--steps=1", "--device=cpu", "--out=study", "--workers=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = read(tmp_path / "study")
+    assert results["arms"] == {
+        "fast": {"smoothing": "tma", "momentum": 0.5},
+        "its-twin": {"smoothing": "tma-matched", "buffer_momentum": 0.9},
+    }
+    ((low, high),) = [pair["ci95"] for pair in results["paired"]]
+    assert high - low <= 200 and results["summary"][0]["runs"] >= 5  # the first number of seeds with an interval
+    for flags, message in (
+        (["--arm", "fast"], "--arm must be of the form \"NAME: FIELD=VALUE FIELD=VALUE\", got 'fast'"),
+        (["--arm", "fast: momentum=0.8"], "arm fast: the name is taken, choose another"),
+        (["--drop", "--max-seeds=9"], "--drop belongs to --until: use --seeds"),
+    ):
+        arguments = ["compare", f"--config={tmp_path / 'study.yaml'}", *flags, f"--out={tmp_path / 'new'}"]
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"spatial-ensemble: error: {message}\n"
     assert not (tmp_path / "new").exists()
 
 

@@ -180,7 +180,7 @@ def test_findings_state_differences_equivalences_and_power() -> None:
     values = sorted(pair.detectable for pair in comparison.paired if pair.detectable is not None)
     assert together == (
         "Corrected for 3 pairs of arms: a difference is shown for se - tma; equivalent within 1 point: sts - tma; "
-        f"a true difference of {values[0]:.2g} to {values[-1]:.2g} points would have been shown with 80 % power."
+        f"a true difference of {values[0]:.1f} to {values[-1]:.1f} points would have been shown with 80 % power."
     )
     assert last == answer(comparison)
 

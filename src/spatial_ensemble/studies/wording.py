@@ -35,7 +35,7 @@ def findings(comparison: Comparison) -> list[str]:
         shown = _names(pair for pair, conclusion in together if conclusion in ("better", "worse"))
         equal = _names(pair for pair in paired if pair.equivalent)
         found = [pair.detectable for pair in paired if pair.detectable is not None]
-        power = " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(found), max(found))))
+        power = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(found), max(found))))
         lines.append(
             f"Corrected for {_count(comparison.pairs, 'pair')} of arms: a difference is shown for {shown or 'none'}; "
             f"equivalent within {_points(comparison.design.margin)}: {equal or 'none'}; a true difference of {power} "
