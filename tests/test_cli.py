@@ -249,6 +249,7 @@ sys.exit(code)
         (0, [], ["train byol --recipe byol_cifar10 --print-config", "evaluate --help", "predict --help"]),
         (2, [], ["nonsense", "train", "train fixmatch --stepps 3", "train fixmatch --steps 2.5", "compare --lr 0"]),
         (2, [], ["train fixmach", "train --recipe nothing", "train --config /nowhere", "train fixmatch --threshold 2"]),
+        (2, [], ["compare --smoothings ema", "compare --arm fast", "compare --arm fast:steps=0"]),
         (2, ["torch"], ["train fixmatch --data digit", "train fixmatch --data folder --path /nowhere"]),
         (2, ["torch"], ["train fixmatch --network resnet0", "train fixmatch --init /nowhere"]),
         (2, ["torch"], ["compare --data digit", "compare --data folder --path /nowhere"]),

@@ -163,22 +163,25 @@ def _compare(given: "Namespace") -> None:
     from spatial_ensemble.training.flags import configuration
 
     config = configuration(given)
+    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, parse, resolve
+
+    smoothings = SMOOTHINGS if given.smoothings is None else given.smoothings
+    arms = [*(Arm(name, fields) for name, fields in (given.arms or {}).items()), *map(parse, given.arm or [])]
+    configs = [arm.configure(config, config.run.seed) for arm in resolve(config, smoothings, arms)]
     from spatial_ensemble.training.prepare import check_names
 
-    check_names(config)
-    if given.until is None and (given.drop or given.max_seeds is not None):
-        raise UserError(f"{'--drop' if given.drop else '--max-seeds'} belongs to --until: use --seeds")
-    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, parse
+    for one in configs:
+        check_names(one)
     from spatial_ensemble.studies.compare import compare
 
     compare(
         config,
         Path(given.out),
         seeds=given.seeds,
-        smoothings=SMOOTHINGS if given.smoothings is None else given.smoothings,
-        arms=[*(Arm(name, fields) for name, fields in (given.arms or {}).items()), *map(parse, given.arm or [])],
+        smoothings=smoothings,
+        arms=arms,
         until=given.until,
-        max_seeds=64 if given.max_seeds is None else given.max_seeds,
+        max_seeds=given.max_seeds,
         drop=given.drop,
         workers=given.workers,
     )

@@ -36,7 +36,7 @@ def compare(
     smoothings: Sequence[str] = SMOOTHINGS,
     arms: Sequence[Arm] = (),
     until: float | None = None,
-    max_seeds: int = 64,
+    max_seeds: int | None = None,
     drop: bool = False,
     workers: int | None = None,
 ) -> Comparison:
@@ -54,7 +54,7 @@ def compare(
         arms: others, by a name and settings of any field.
         until: add seeds until the interval of every difference is at most this many percentage points to each side;
             the intervals are then confidence sequences, which hold at every look and for all pairs together.
-        max_seeds: with `until`, the greatest number of seeds.
+        max_seeds: with `until`, the greatest number of seeds; None: 64.
         drop: with `until`, add no seeds to an arm that is shown to be worse than the best one.
         workers: processes, one torch thread each; None: one a core on the CPU, one on a GPU.
 
@@ -70,13 +70,18 @@ def compare(
         >>> compare(default("fixmatch", "digits"), Path("comparison"), seeds=3)  # doctest: +SKIP
     """
     out = Path(out)
-    _check_numbers(seeds=seeds, max_seeds=max_seeds, workers=workers, until=until)
+    _check_numbers(seeds=seeds, max_seeds=max_seeds, workers=workers)
+    if until is None and (drop or max_seeds is not None):
+        raise UserError(f"{'--drop' if drop else '--max-seeds'} belongs to --until: use --seeds")
+    if until is not None and not until > 0:
+        raise UserError(f"--until must be a positive number of percentage points, got {until}")
+    most = seeds if until is None else max(seeds, max_seeds or 64)
     asked = resolve(config, smoothings, arms)
     study = _open(out, config, asked, Design(until))
     first = config.run.seed
     jobs = [
         Job(arm.name, arm.configure(config, seed), out / "runs" / f"{arm.name}-seed{seed}")
-        for seed in range(first, first + (seeds if until is None else max(seeds, max_seeds)))
+        for seed in range(first, first + most)
         for arm in asked
     ]
     finished = {run.key for run in study.runs}
@@ -119,12 +124,10 @@ def compare(
     return study
 
 
-def _check_numbers(*, until: float | None, **counts: int | None) -> None:
+def _check_numbers(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if until is not None and not until > 0:
-        raise UserError(f"--until must be a positive number of percentage points, got {until}")
 
 
 def _default_workers(config: Config) -> int:
