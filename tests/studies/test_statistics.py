@@ -214,8 +214,8 @@ def test_what_is_called_detectable_is_shown_in_four_of_five_studies() -> None:
 
 def half_widths(values: np.ndarray, width: HalfWidth, level: float) -> np.ndarray:
     """Of all prefixes of at least two values: the deviation of each, times the width at a deviation of 1."""
-    patterns = [np.tile([1.0, -1.0], n)[:n] for n in range(values.shape[1] + 1)]
-    unit = {n: width(pattern / np.std(pattern, ddof=1), level) for n, pattern in enumerate(patterns) if n > 1}
+    patterns = {n: np.tile([1.0, -1.0], n)[:n] for n in range(2, values.shape[1] + 1)}
+    unit = {n: width(pattern / np.std(pattern, ddof=1), level) for n, pattern in patterns.items()}
     counts = np.arange(1, values.shape[1] + 1)
     squares = np.cumsum(values**2, 1) - np.cumsum(values, 1) ** 2 / counts
     deviations = np.sqrt(squares[:, 1:] / counts[:-1])

@@ -50,7 +50,7 @@ def compare(
         config: what the arms start from; the seeds are `config.run.seed`, `config.run.seed + 1`, ...
         out: a folder, created if missing.
         seeds: 1 or more; one shows nothing about a difference. With `until`, the seeds before the first look.
-        smoothings: known arms: some of "tma", "tma-matched", "se" and "sts".
+        smoothings: known arms: some of "tma", "tma-matched", "se", "se-matched", "sts" and "every".
         arms: others, by a name and settings of any field.
         until: add seeds until the interval of every difference is at most this many percentage points to each side;
             the intervals are then confidence sequences, which hold at every look and for all pairs together.

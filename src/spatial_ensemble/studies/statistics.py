@@ -106,7 +106,8 @@ def confidence_sequence(values: Sequence[float], level: float = LEVEL) -> float:
         B_n(m) = (1 + n g)^(-1/2) * [(1 + t^2 / (n - 1)) / (1 + t^2 / ((n - 1) (1 + n g)))]^(n / 2)
 
     where t is the t-statistic of m and g the variance of a normal mixture over (mu - m) / sigma; sigma is integrated
-    out under its right Haar prior. Exact for independent normal values of unknown variance.
+    out under its right Haar prior. Exact for independent normal values of unknown variance; conservative for heavier
+    symmetric tails, but not for skewed ones.
 
     Args:
         values: two or more, in the order in which they came.
