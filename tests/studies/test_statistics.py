@@ -1,15 +1,18 @@
 """The statistics against the formulas written out and by simulation, and the sentences against what they may claim."""
 
+import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 from synthetic import comparison_of
 
+from spatial_ensemble.errors import UserError
 from spatial_ensemble.studies import statistics
-from spatial_ensemble.studies.comparison import Design
+from spatial_ensemble.studies.comparison import Comparison, Design
 from spatial_ensemble.studies.statistics import (
     HalfWidth,
     Pair,
@@ -289,9 +292,26 @@ def test_an_arm_is_dropped_when_it_is_shown_to_be_worse_than_the_best() -> None:
     assert comparison_of(tma=tma, se=se, sts=sts, design=UNTIL).dropped == {"tma"}
 
 
-def test_everything_goes_through_strict_json_and_back(tmp_path) -> None:
-    for design in (Design(), UNTIL):
-        comparison = comparison_of(tma=[50.0, 50.0], sts=[50.0, 50.0], fast=[51.0], design=design)
-        comparison.write(tmp_path / "results.json")  # refuses NaN and infinity
-        again = comparison.read(tmp_path / "results.json")
-        assert asdict(again) == asdict(comparison) and again.paired == comparison.paired
+@pytest.mark.parametrize("design", [Design(), UNTIL])
+def test_everything_goes_through_strict_json_and_back(design: Design, tmp_path: Path) -> None:
+    comparison = comparison_of(tma=[50.0, 50.0], sts=[50.0, 50.0], fast=[51.0], design=design)
+    comparison.write(tmp_path / "results.json")  # refuses NaN and infinity
+    again = Comparison.read(tmp_path / "results.json")
+    assert asdict(again) == asdict(comparison) and again.paired == comparison.paired
+
+
+def test_results_of_version_0_1_are_read_or_refused(tmp_path: Path) -> None:
+    comparison, path = comparison_of(tma=[50.0, 51.0], sts=[50.0, 53.0]), tmp_path / "results.json"
+    comparison.write(path)
+    old = json.loads(path.read_text())
+    del old["arms"], old["design"]
+    path.write_text(json.dumps(old))
+    assert asdict(Comparison.read(path)) == asdict(comparison)
+    old["runs"][0]["smoothing"] = "ema"
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=f"{path}: .*got 'ema'; choose another --out"):
+        Comparison.read(path)
+    old["runs"][0] = {"arm": "tma"}
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=f"{path} was not written by compare: choose another --out"):
+        Comparison.read(path)

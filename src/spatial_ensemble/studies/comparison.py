@@ -71,7 +71,7 @@ class Comparison:
     @cached_property
     def summary(self) -> tuple[Summary, ...]:
         """Mean teacher accuracy of each arm that has runs, with its Student-t interval."""
-        values = {name: [*by_seed.values()] for name, by_seed in self._accuracies.items()}
+        values = {name: [*by_seed.values()] for name, by_seed in self.accuracies.items()}
         return tuple(Summary(name, len(v), float(np.mean(v)), mean_interval(v)) for name, v in values.items())
 
     @cached_property
@@ -92,14 +92,14 @@ class Comparison:
         """Each arm against each baseline, every pair once."""
         found = []
         for i, baseline in enumerate(self.baselines):
-            for name in self._accuracies:
+            for name in self.accuracies:
                 if name not in self.baselines[: i + 1] and (pair := self.pair(name, baseline)):
                     found.append(pair)
         return tuple(found)
 
     def pair(self, smoothing: str, baseline: str) -> Pair | None:
         """Any arm against any other; None if they have no seed in common."""
-        ours, theirs = self._accuracies[smoothing], self._accuracies[baseline]
+        ours, theirs = self.accuracies[smoothing], self.accuracies[baseline]
         if not ours.keys() & theirs.keys():
             return None
         return statistics.pair(
@@ -120,24 +120,21 @@ class Comparison:
     @property
     def dropped(self) -> set[str]:
         """The arms that are shown to be worse than the best one, all pairs taken together."""
-        rest = (name for name in self._accuracies if name != self.best)
+        rest = (name for name in self.accuracies if name != self.best)
         return {name for name in rest if (pair := self.pair(name, self.best)) and pair.conclusion == "worse"}
 
     def settled(self, half_width: float, names: Sequence[str]) -> bool:
         """Whether the interval of the difference between any two of these arms is that narrow, in points."""
         for one, other in combinations(names, 2):
-            known = one in self._accuracies and other in self._accuracies
+            known = one in self.accuracies and other in self.accuracies
             interval = pair.ci95 if known and (pair := self.pair(one, other)) else None
             if interval is None or (interval[1] - interval[0]) / 2 > half_width:
                 return False
         return True
 
-    def accuracies(self, smoothing: str) -> Mapping[int, float]:
-        """Teacher accuracy of an arm in per cent, by seed."""
-        return self._accuracies[smoothing]
-
     @cached_property
-    def _accuracies(self) -> dict[str, dict[int, float]]:
+    def accuracies(self) -> dict[str, dict[int, float]]:
+        """Teacher accuracy in per cent, by arm and seed; arms without runs are left out."""
         found: dict[str, dict[int, float]] = {}
         for run in self.runs:
             found.setdefault(run.smoothing, {})[run.seed] = run.teacher_accuracy

@@ -124,7 +124,7 @@ def differences(comparison: Comparison, paper: Paper) -> Figure:
     axes.axvline(0, color=paper.ink, linewidth=1)
     for row, pair in enumerate(paired):
         colour = paper.colour(comparison, pair.smoothing)
-        ours, theirs = comparison.accuracies(pair.smoothing), comparison.accuracies(pair.baseline)
+        ours, theirs = comparison.accuracies[pair.smoothing], comparison.accuracies[pair.baseline]
         points = [ours[seed] - theirs[seed] for seed in pair.seeds]
         numbers = f"{pair.mean_difference:+.2f}"
         if pair.ci95 is not None:

@@ -100,8 +100,8 @@ def confidence_sequence(values: Sequence[float], level: float = LEVEL) -> float:
 
         P(there is an n with |mean_n - mu| > half-width_n) <= level
 
-    Values m are in the interval as long as their mixture likelihood ratio, a martingale under mu = m by which Ville's
-    inequality holds, stays below 1 / level:
+    By Ville's inequality, such an interval holds every m whose mixture likelihood ratio, a martingale under mu = m, is
+    below 1 / level:
 
         B_n(m) = (1 + n g)^(-1/2) * [(1 + t^2 / (n - 1)) / (1 + t^2 / ((n - 1) (1 + n g)))]^(n / 2)
 
