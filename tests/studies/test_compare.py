@@ -400,4 +400,4 @@ def test_an_arm_that_is_shown_to_be_worse_gets_no_more_seeds(tmp_path: Path, dra
     results = compare(TINY, tmp_path, smoothings=("tma", "sts"), arms=bad, until=1.0, drop=True)
     runs = {entry.smoothing: entry.runs for entry in results.summary}
     assert runs["bad"] < runs["tma"] == runs["sts"] and results.settled(1.0, ("tma", "sts"))
-    assert results.dropped == {"bad"}
+    assert results.beaten == ("bad",)

@@ -55,7 +55,7 @@ def compare(
         until: add seeds until the interval of every difference is at most this many percentage points to each side;
             the intervals are then confidence sequences, which hold at every look and for all pairs together.
         max_seeds: with `until`, the greatest number of seeds; None: 64.
-        drop: with `until`, add no seeds to an arm that is shown to be worse than the best one.
+        drop: with `until`, add no seeds to an arm that is shown to be worse than another.
         workers: processes, one torch thread each; None: one a core on the CPU, one on a GPU.
 
     Returns:
@@ -93,7 +93,7 @@ def compare(
     def due() -> Iterator[Job]:  # reads `study` as it is when a worker becomes free
         for job in missing:
             if until is not None and job.config.run.seed >= first + seeds:
-                active = [arm.name for arm in asked if not (drop and arm.name in study.dropped)]
+                active = [arm.name for arm in asked if not (drop and arm.name in study.beaten)]
                 if study.settled(until, active):
                     return
                 if job.arm not in active:

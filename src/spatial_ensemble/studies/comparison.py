@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,21 @@ class Comparison:
         return tuple(Summary(name, len(v), float(np.mean(v)), mean_interval(v)) for name, v in values.items())
 
     @cached_property
+    def beaten(self) -> tuple[str, ...]:
+        """The arms that are shown to be worse than another, corrected for all pairs."""
+        names = list(self.accuracies)
+        worse = {a for a, b in permutations(names, 2) if (pair := self.pair(a, b)) and pair.conclusion == "worse"}
+        return tuple(name for name in names if name in worse)
+
+    @cached_property
     def best(self) -> str:
-        """The arm with the highest mean, the first of equals; chosen by what was seen, so test it in all pairs only."""
-        return max(self.summary, key=lambda entry: entry.mean).smoothing
+        """Of the arms that are not beaten, the one with the highest mean over the seeds that they share.
+
+        It is chosen by what was seen: what is said about it has to be corrected for all pairs.
+        """
+        names = [name for name in self.accuracies if name not in self.beaten]
+        seeds = set.intersection(*(set(self.accuracies[name]) for name in names))
+        return max(names, key=lambda name: np.mean([self.accuracies[name][seed] for seed in seeds] or [0.0]))
 
     @cached_property
     def baselines(self) -> tuple[str, ...]:
@@ -116,12 +128,6 @@ class Comparison:
     def pairs(self) -> int:
         """How many pairs of arms there are, for all of which the corrected intervals hold together."""
         return max(1, math.comb(len(self.arms), 2))
-
-    @property
-    def dropped(self) -> set[str]:
-        """The arms that are shown to be worse than the best one, all pairs taken together."""
-        rest = (name for name in self.accuracies if name != self.best)
-        return {name for name in rest if (pair := self.pair(name, self.best)) and pair.conclusion == "worse"}
 
     def settled(self, half_width: float, names: Sequence[str]) -> bool:
         """Whether the interval of the difference between any two of these arms is that narrow, in points."""

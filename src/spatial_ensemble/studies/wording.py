@@ -66,23 +66,22 @@ def sentence(paired: Sequence[Pair]) -> str:
 
 def answer(comparison: Comparison) -> str:
     """Which average to use on this data: one sentence, corrected for all pairs of arms."""
-    best = comparison.best
-    others = [entry.smoothing for entry in comparison.summary if entry.smoothing != best]
-    pairs = [pair for name in others if (pair := comparison.pair(best, name))]
-    if all(len(pair.seeds) == 1 for pair in pairs):
+    best, beaten = comparison.best, comparison.beaten
+    pairs = [comparison.pair(best, name) for name in comparison.accuracies if name not in (best, *beaten)]
+    matched = [pair for pair in pairs if pair]
+    if not beaten and all(len(pair.seeds) == 1 for pair in matched):
         return "Which average to use on this data cannot be said yet."
-    beaten = [pair.baseline for pair in pairs if pair.conclusion == "better"]
-    equal = [pair.baseline for pair in pairs if pair.conclusion == "equivalent"]
-    rest = [name for name in others if name not in beaten + equal]
+    equal = [pair.baseline for pair in matched if pair.conclusion == "equivalent"]
+    rest = [name for name in comparison.accuracies if name not in (best, *beaten, *equal)]
+    worse = f"{_list(beaten)} {'is' if len(beaten) == 1 else 'are'} shown to be worse" if beaten else ""
     if rest:
-        better = f" and is better than {_list(beaten)}" if beaten else ""
-        may = f"{_list(rest)} may be as good or better"
-        return f"Not settled on this data: {best} has the highest mean{better}, but {may}."
-    if equal:
-        better = f", and {best} is better than {_list(beaten)}" if beaten else ""
+        text = f"Not settled on this data: {best} has the highest mean, but {_list(rest)} may be as good or better"
+    elif equal:
         margin = _points(comparison.design.margin)
-        return f"Use {_list([best, *equal], 'or')} on this data: they are equivalent within {margin}{better}."
-    return f"Use {best} on this data: it is better than {_list(beaten)}."
+        text = f"Use {_list([best, *equal], 'or')} on this data: they are equivalent within {margin}"
+    else:
+        return f"Use {best} on this data: {worse}."
+    return "; ".join(filter(None, [text, worse])) + "."
 
 
 def notes(comparison: Comparison) -> str:
