@@ -158,9 +158,9 @@ NOISE -= NOISE.mean(1, keepdims=True)
         ((0.0, 4.0, 2.0), "Use se on this data: tma and sts are shown to be worse."),
         (
             (0.0, 4.0, 4.05),
-            "Use sts or se on this data: they are equivalent within 1 point; tma is shown to be worse.",
+            "Use sts on this data, or se, which is equivalent to it within 1 point; tma is shown to be worse.",
         ),
-        ((0.0, 0.05, 0.1), "Use sts, tma or se on this data: they are equivalent within 1 point."),
+        ((0.0, 0.05, 0.1), "Use sts on this data, or tma or se, which are equivalent to it within 1 point."),
     ],
 )
 def test_the_answer_names_the_best_and_its_equals(

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +19,7 @@ from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
-from spatial_ensemble.training.config import Config, build_smoothing, flag
+from spatial_ensemble.training.config import Config, TeacherConfig, build_smoothing, flag
 from spatial_ensemble.training.prepare import check
 from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE
 
@@ -176,7 +176,10 @@ def _check(study: Comparison, jobs: Sequence[Job], missing: Sequence[Job]) -> No
             _check_same(job.out, job.config.differences(saved, MAY_DIFFER | {"network"}))
     if not missing:
         return
-    distinct = {str(job.config.replace(seed=0, **_SMOOTHING)): job.config for job in reversed(missing)}
+    # Arms that differ in the teacher alone need one check together.
+    distinct = {
+        str(replace(job.config.replace(seed=0), teacher=TeacherConfig())): job.config for job in reversed(missing)
+    }
     data = [check(config) for config in distinct.values()][-1]
     if not data["classes"]:
         raise UserError(
@@ -187,15 +190,6 @@ def _check(study: Comparison, jobs: Sequence[Job], missing: Sequence[Job]) -> No
         raise UserError(
             f"the images have changed since the study in {begun.out.parents[1]} began: choose another --out"
         )
-
-
-# An arm that differs in these alone needs no check of its own.
-_SMOOTHING: dict[str, Any] = {
-    "smoothing": "sts",
-    "momentum": 0.0,
-    "preserve_prob": 0.0,
-    "momentum_schedule": "constant",
-}
 
 
 def _check_same(where: Path, differences: Mapping[str, tuple[object, object]]) -> None:

@@ -77,8 +77,8 @@ def answer(comparison: Comparison) -> str:
     if rest:
         text = f"Not settled on this data: {best} has the highest mean, but {_list(rest)} may be as good or better"
     elif equal:
-        margin = _points(comparison.design.margin)
-        text = f"Use {_list([best, *equal], 'or')} on this data: they are equivalent within {margin}"
+        which = f"which {'is' if len(equal) == 1 else 'are'} equivalent to it within"
+        text = f"Use {best} on this data, or {_list(equal, 'or')}, {which} {_points(comparison.design.margin)}"
     else:
         return f"Use {best} on this data: {worse}."
     return "; ".join(filter(None, [text, worse])) + "."
