@@ -1,7 +1,8 @@
-"""The house as a whole: what importing costs, where imports point, what is documented, and that its examples run."""
+"""The package as a whole: what importing costs, where imports point, what is documented, and that its examples run."""
 
 import ast
 import doctest
+import graphlib
 import importlib
 import inspect
 import itertools
@@ -22,13 +23,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(spatial_ensemble.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "spatial_ensemble."))
 
-# room -> the rooms that it may import; docs of the layout: CONTRIBUTING.md
+# part of the package -> the parts that it may import, as docs/architecture.md draws them
 MAY_IMPORT = {
     "smoothing": {"seeding"},
     "data": {"errors", "seeding", "smoothing"},
     "networks": {"errors", "seeding", "smoothing"},
     "evaluation": {"errors", "seeding", "smoothing", "data", "networks"},
     "integrations": {"errors", "seeding", "smoothing"},
+    "plots": {"smoothing"},
     "methods": {"errors", "seeding", "smoothing", "data", "networks"},
     "training": {"errors", "seeding", "smoothing", "data", "networks", "evaluation", "methods"},
     "studies": {"errors", "seeding", "smoothing", "data", "networks", "evaluation", "methods", "training"},
@@ -50,7 +52,7 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(file: Path) -> str:
+def part(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -65,7 +67,7 @@ def test_importing_the_package_imports_torch_and_nothing_heavier():
 
 @pytest.mark.parametrize("name", sorted(MAY_IMPORT))
 def test_every_import_points_down(name):
-    files = [file for file in PACKAGE.rglob("*.py") if room(file) == name]
+    files = [file for file in PACKAGE.rglob("*.py") if part(file) == name]
     assert files
     for file in files:
         for target in imported(file):
@@ -74,9 +76,33 @@ def test_every_import_points_down(name):
                 assert to == name or to in MAY_IMPORT[name] or to not in MAY_IMPORT, f"{file} imports {target}"
 
 
-def test_every_room_has_its_place_in_the_order():
-    rooms = {room(file) for file in PACKAGE.rglob("*.py")} - {"__init__"}
-    assert rooms == set(MAY_IMPORT)
+def test_every_part_has_its_place_in_the_order():
+    parts = {part(file) for file in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert parts == set(MAY_IMPORT)
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    assert all(re.search(rf"\b{name}(/|\.py)", guide) for name in parts), "the tree in CONTRIBUTING.md"
+
+
+def test_no_imports_go_in_a_circle():
+    """Within a package too, and neither in functions nor under TYPE_CHECKING."""
+    files = {
+        ".".join(("spatial_ensemble", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in PACKAGE.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        targets = {target for target in imported(file) if target in files}
+        # `from package import module` imports the module; it takes nothing from the package's facade.
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and all(f"{node.module}.{a.name}" in files for a in node.names):
+                targets.discard(str(node.module))
+        graph[name] = targets
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_no_file_is_longer_than_350_lines():
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in PACKAGE.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
 
 
 def test_the_mechanism_stands_on_torch_and_the_standard_library():
