@@ -60,7 +60,8 @@ def distances(teacher: Teacher, student: nn.Module, axes: "Axes | None" = None) 
     A layer is a module with floating tensors of its own. Sharded tensors are gathered, so all ranks must call it.
 
     Args:
-        teacher, student: as for `distance`.
+        teacher: the teacher.
+        student: the network that it follows.
         axes: where to draw; None: in a new figure.
 
     Example:
