@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from spatial_ensemble.smoothing import Smoothing, Teacher, distance
 from spatial_ensemble.smoothing.pairing import canonical_names
-from spatial_ensemble.smoothing.rule import Smoothing
-from spatial_ensemble.smoothing.teacher import Teacher, distance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
