@@ -20,6 +20,7 @@ from networks import (
     replay,
     sgd,
     train_step,
+    trains_shards,
     uneven,
 )
 from torch import nn
@@ -88,6 +89,7 @@ def rank_train() -> list[object]:
     return [kinds, moved, differences(gathered(teacher.module), whole.module.state_dict())]
 
 
+@trains_shards
 def test_training_in_mixed_precision_with_a_teacher_that_answers(world: World):
     # The kinds prove the danger: between its answer and the update the teacher's root holds gathered weights.
     assert world(rank_train) == [[{"DTensor", "Parameter"}, True, []]] * world.size
@@ -154,6 +156,7 @@ def rank_toggled() -> list[str]:
     return differences(gathered(teacher.module), whole.module.state_dict())
 
 
+@trains_shards
 def test_shards_that_are_trained_and_frozen_at_the_update_are_averaged(worlds: dict[int, World]):
     assert worlds[2](rank_toggled) == [[]] * 2
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import RULE, batch, copied, differences, gathered, group_norm, sgd, train_step, uneven
+from networks import RULE, batch, copied, differences, gathered, group_norm, sgd, train_step, trains_shards, uneven
 from test_fsdp import shard
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -45,7 +45,9 @@ def rank_evaluate(wrapper: str) -> list[object]:
     return found
 
 
-@pytest.mark.parametrize("wrapper", ["fsdp", "fsdp, bfloat16", "ddp"])
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param("fsdp", marks=trains_shards), pytest.param("fsdp, bfloat16", marks=trains_shards), "ddp"]
+)
 def test_an_evaluation_with_the_teacher_leaves_the_training_as_it_was(worlds: dict[int, World], wrapper: str):
     assert worlds[2](rank_evaluate, wrapper) == [[[True, False]] * 3 + [[], [], []]] * 2
 

@@ -77,6 +77,8 @@ class World:
 
 def _serve(rank: int, size: int, store: Path, pipe: Connection) -> None:
     warnings.simplefilter("error")
+    for message in ("DTensor random operators may not", "TypedStorage is deprecated"):  # what torch 2.6 tells itself
+        warnings.filterwarnings("ignore", message)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS)

@@ -59,6 +59,7 @@ for bound in (0, 30_000, 1 << 16):
 """
 
 COMPILE = """
+import inspect
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -67,7 +68,11 @@ from spatial_ensemble.smoothing.kernels import gpu
 
 constants = ("FORMULA", "DRAWS", "GROUP", "TEACHER", "STUDENT", "BITS", "WIDE")
 signature = dict(rows="*i64", clock="*i64", tensors="i32", threshold="i32", factor="fp32")
-signature |= dict.fromkeys(constants, "constexpr")
+given = "constexprs"
+if "constants" in inspect.signature(ASTSource).parameters:  # Triton 3.2
+    given = "constants"
+else:
+    signature |= dict.fromkeys(constants, "constexpr")
 for values in [
     (gpu.SMALL, gpu.WHOLE, 1, tl.float32, tl.float32, 8, True),
     (gpu.SMALL, gpu.WHOLE, 1, tl.bfloat16, tl.bfloat16, 8, False),
@@ -75,7 +80,7 @@ for values in [
     (gpu.COPY, gpu.UNITS, 8, tl.float16, tl.float16, 8, True),
     (gpu.SMALL, gpu.UNITS, 1, tl.float32, tl.float32, 8, False),
 ]:
-    source = ASTSource(gpu._smooth, signature, constexprs=dict(zip(constants, values, strict=True)))
+    source = ASTSource(gpu._smooth, signature, **{given: dict(zip(constants, values, strict=True))})
     compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False})
     assert compiled.asm["cubin"]
     wide = values[-1]

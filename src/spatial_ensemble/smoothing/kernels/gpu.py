@@ -220,9 +220,10 @@ def _smooth(  # type: ignore[no-untyped-def]
     elif DRAWS == _ELEMENTS:
         lane = tl.arange(0, _CHUNK // 8)
         element = offset // 512 * 512 + start  # the first of the chunk, in the global tensor
-        words = _philox(element // 512 * 64 + lane, key0, key1, step)
+        c0, c1, c2, c3 = _philox(element // 512 * 64 + lane, key0, key1, step)
         for part in tl.static_range(8):  # of each 512 draws the 64 that lie side by side
-            draw = (words[part // 2] >> (16 * (part % 2)) & 0xFFFF).to(tl.int32)
+            word = c0 if part < 2 else c1 if part < 4 else c2 if part < 6 else c3
+            draw = (word >> (16 * (part % 2)) & 0xFFFF).to(tl.int32)
             j = element - offset + lane // 64 * 512 + part * 64 + lane % 64
             _move(teacher, student, j, (j >= 0) & (j < numel) & (draw >= threshold), factor, FORMULA)
     else:
