@@ -130,7 +130,7 @@ class Teacher(nn.Module):
                 self._shared = frozenset[str]()
             self.module.requires_grad_(False).eval()
         self.training = False
-        self._norms: list[_BatchNorm] = []  # at the last call of `train`
+        self._norms: list[_BatchNorm] = []  # that `update_bn` may have reset
         self._plan: Plan | None = None
         self._swap: Swap | None = None
         if module is not None:
@@ -161,7 +161,7 @@ class Teacher(nn.Module):
         For a teacher in train mode call `teacher.module.train()`. To recompute BatchNorm's statistics call
         `torch.optim.swa_utils.update_bn(loader, teacher.module)`; with the teacher itself its first forward is refused.
         """
-        self._norms = tracking(self.module)
+        self._norms = tracking(self.module, self._norms)
         return self
 
     def update(self, student: nn.Module) -> None:
