@@ -51,8 +51,9 @@ def copy_trainable(
         dtype: of trainable parameters, and of floating buffers beside them in one module.
 
     Raises:
-        ValueError: nothing is trainable, or a frozen parameter is elsewhere.
+        ValueError: nothing is trainable, a frozen parameter is elsewhere, or the student is sharded.
     """
+    _refuse_fsdp(student)
     named = named_tensors(student, buffers=True)
     parameters = {name: tensor for name, (tensor, is_buffer) in named.items() if not is_buffer}
     trained = {memory(parameter) for parameter in parameters.values() if parameter.requires_grad}
@@ -86,16 +87,20 @@ def share(module: nn.Module, student: nn.Module, names: Collection[str]) -> None
     They part when a teacher is copied or unpickled, or when the student's parameters are replaced.
 
     Raises:
-        ValueError: a module is sharded by fully_shard, which replaces parameters of each module on its own.
+        ValueError: a module is sharded by fully_shard, which replaces the parameters of each module by its own.
     """
-    if is_fsdp(module) or is_fsdp(student):
-        raise ValueError("trainable_only=True does not support fully_shard: build the Teacher without it")
+    _refuse_fsdp(module, student)
     theirs = named_tensors(student, buffers=True)
     own: dict[str, Tensor] = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     for name, canonical in canonical_names(own).items():
         if canonical in names and canonical in theirs and own[name] is not theirs[canonical][0]:
             owner, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(owner), leaf, theirs[canonical][0])
+
+
+def _refuse_fsdp(*modules: nn.Module) -> None:
+    if any(map(is_fsdp, modules)):
+        raise ValueError("trainable_only=True does not support fully_shard: leave out one of them")
 
 
 def _deepcopy(student: nn.Module, shared: list[Tensor]) -> nn.Module:
