@@ -188,12 +188,17 @@ def broken(*args: object, **kwargs: object) -> None:
     raise RuntimeError("broken")
 
 
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
-    whole = TeacherCallback(STS, seed=5)
-    uninterrupted = trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=3)
+@pytest.mark.parametrize("trainable_only", [False, True])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, trainable_only):
+    def network() -> Network:
+        made = Network()
+        made.layers[0].requires_grad_(not trainable_only)
+        return made
+
+    whole, again = (TeacherCallback(STS, seed=5, trainable_only=trainable_only) for _ in range(2))
+    uninterrupted = trainer(tmp_path / "whole", whole, network=network(), save_strategy="steps", save_steps=3)
     uninterrupted.train()
-    again = TeacherCallback(STS, seed=5)
-    resumed = trainer(tmp_path / "whole", again)
+    resumed = trainer(tmp_path / "whole", again, network=network())
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert len(resumed.stepped) == 5
     assert equal(resumed.stepped[-1], uninterrupted.stepped[-1])

@@ -9,6 +9,7 @@ from smoothing.students import assert_equal
 from torch import Tensor, nn
 
 from spatial_ensemble import Teacher, distance, fraction_replaced, spatial_temporal_smoothing, temporal_moving_average
+from spatial_ensemble.smoothing import kernels
 from spatial_ensemble.smoothing.units import UNITS
 
 STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5)
@@ -76,10 +77,13 @@ def shared(teacher: Teacher, student: nn.Module) -> bool:
     )
 
 
+@pytest.mark.parametrize("kernel", ["plain", "chosen"])
 @torch.no_grad()  # with gradients LSTMs round otherwise
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("buffers", ["average", "copy", "follow", "keep"])
-def test_it_smooths_and_answers_as_a_teacher_of_copies(unit, buffers):
+def test_it_smooths_and_answers_as_a_teacher_of_copies(unit, buffers, kernel, monkeypatch):
+    if kernel == "plain":
+        monkeypatch.setattr(kernels, "_cpu", lambda: None)
     if buffers == "follow":
         unit = "layer"
     student = Student()
@@ -191,6 +195,32 @@ def test_a_copy_shares_again_from_its_next_update_on(part):
     teacher.update(student), other.update(student)
     assert torch.equal(other(INPUT), teacher(INPUT))
     assert shared(other, student)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_only_what_it_owns_is_searched_for_non_finite_values(policy):
+    student = Student()
+    teacher = Teacher(student, STS, trainable_only=True, on_nonfinite=policy)
+    student.embed.weight.data[0] = torch.nan  # is the teacher's own too
+    teacher.update(student)
+    assert (teacher.step, teacher.skipped) == (1, 0)
+    student.first.up.weight.data[0] = torch.nan
+    if policy == "raise":
+        with pytest.raises(ValueError, match=r"'first\.up\.weight' is non-finite at step 1"):
+            teacher.update(student)
+    else:
+        teacher.update(student)
+        assert (teacher.step, teacher.skipped) == (1, 1)
+
+
+def test_compiled_it_shares_and_smooths_alike():
+    plain, student = Student(), Student()
+    compiled = torch.compile(student, backend="eager")
+    expected, teacher = (Teacher(each, STS, trainable_only=True) for each in (plain, compiled))
+    for each, pupil, wrapped in ((expected, plain, plain), (teacher, student, compiled)):
+        train(pupil, range(2))
+        each.update(wrapped)
+    assert teacher.fingerprint() == expected.fingerprint() and shared(teacher, student)
 
 
 def test_frozen_weights_that_are_replaced_are_followed():
