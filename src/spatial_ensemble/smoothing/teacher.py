@@ -113,7 +113,6 @@ class Teacher(nn.Module):
         self.seed = seed
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
-        self.trainable_only = trainable_only
         self.step = 0
         self.skipped = 0
         source, what = (unwrap(student), "student") if module is None else (module, "module")
@@ -300,7 +299,7 @@ class Teacher(nn.Module):
             "update_every": self.update_every,
             "unit": self.unit,
             "buffers": self.buffer_policy,
-            "trainable_only": self.trainable_only,
+            "trainable_only": bool(self._shared),
         }
 
     def extra_repr(self) -> str:
