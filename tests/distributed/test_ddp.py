@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from networks import RULE, UNITS, batch, copied, differences, group_norm, local, sgd, train_step, uneven
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from world import World
 
@@ -39,6 +40,36 @@ def test_teachers_are_equal_on_all_ranks_and_in_one_process(world: World, unit: 
     assert differences(alone.module.state_dict(), first) == []
     assert alone.fingerprint() == fingerprint
     assert differences(states[0], states[-1]) != []  # the students did move
+
+
+def rank_train_in_part(unit: str) -> tuple[object, ...]:
+    network = uneven(norm=group_norm)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("out" in name)
+    student = DistributedDataParallel(network)
+    whole = Teacher(student, RULE, unit=unit, seed=7)
+    teacher = Teacher(student, RULE, unit=unit, seed=7, trainable_only=True)
+    optimizer = sgd(student)
+    for step in range(3):
+        train_step(student, optimizer, batch(step, dist.get_rank()))
+        teacher.update(student), whole.update(student)
+    different = differences(teacher.module.state_dict(), whole.module.state_dict())
+    if dist.get_rank() == 0:
+        flip_one_bit(teacher.module.out.weight)
+    found = teacher.repair()
+    fully_shard(network), fully_shard(teacher.module)
+    with pytest.raises(ValueError, match="trainable_only=True does not support fully_shard"):
+        teacher.update(network)
+    with pytest.raises(ValueError, match="trainable_only=True does not support fully_shard"):
+        Teacher(network, RULE, trainable_only=True)
+    return different, found, len(teacher._shared)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_frozen_parameters_are_shared_on_every_rank(worlds: dict[int, World], unit: str):
+    for different, found, shared in worlds[2](rank_train_in_part, unit):
+        assert (different, found) == ([], {1: ["again.weight"]})  # the first name of the tied weight
+        assert shared > 0
 
 
 def flip_one_bit(tensor: torch.Tensor) -> None:

@@ -10,7 +10,11 @@ from torch import nn
 from torch.optim import swa_utils
 
 from spatial_ensemble import Teacher, UserError, spatial_temporal_smoothing
+from spatial_ensemble.integrations.averaged_model import AveragedModel
 from spatial_ensemble.integrations.layouts import from_layout, to_layout
+from spatial_ensemble.integrations.timm import ModelEmaV3
+
+STS = spatial_temporal_smoothing(0.9, 0.5)
 
 
 def network(seed: int) -> nn.Module:
@@ -25,7 +29,7 @@ def student() -> nn.Module:
 
 @pytest.fixture
 def teacher(student) -> Teacher:
-    teacher = Teacher(network(1), spatial_temporal_smoothing(0.9, 0.5))
+    teacher = Teacher(network(1), STS)
     for _ in range(5):
         teacher.update(student)
     return teacher
@@ -40,7 +44,7 @@ def same(state: dict[str, torch.Tensor], module: nn.Module) -> bool:
 def test_round_trip_through_a_file(teacher, student, layout, tmp_path):
     torch.save(to_layout(teacher, student, layout), tmp_path / "there.pt")
     checkpoint = torch.load(tmp_path / "there.pt", weights_only=True)
-    again = Teacher(network(2), spatial_temporal_smoothing(0.9, 0.5))
+    again = Teacher(network(2), STS)
     again.module.load_state_dict(from_layout(checkpoint, layout))
     assert same(again.module.state_dict(), teacher.module)
 
@@ -65,6 +69,41 @@ def test_torch_reads_ours_and_we_read_torchs(teacher, student):
     assert same(from_layout(averaged.state_dict(), "torch"), averaged.module)
 
 
+@pytest.mark.parametrize("owner", [nn.Identity(), None], ids=["alone", "owned"])
+def test_the_drop_in_replacements_load_the_states_of_torch_and_timm(student, owner):
+    ours, theirs = AveragedModel(network(2), smoothing=STS), swa_utils.AveragedModel(network(3), use_buffers=True)
+    ema, timms = ModelEmaV3(network(2)), timm.utils.ModelEmaV3(network(3))
+    for _ in range(3):
+        theirs.update_parameters(student)
+        timms.update(student)
+    for own, other in ((ours, theirs), (ema, timms)):
+        state = other.state_dict()
+        if owner is not None:
+            own, state = nn.ModuleDict({"ema": own}), {f"ema.{name}": value for name, value in state.items()}
+        own.load_state_dict(state)
+    assert same(theirs.module.state_dict(), ours.module) and ours.n_averaged == 3
+    assert same(timms.module.state_dict(), ema.module)
+
+
+def test_torch_and_timm_load_the_states_of_the_drop_in_replacements(student):
+    ours, theirs = AveragedModel(network(2), smoothing=STS), swa_utils.AveragedModel(network(3))
+    ours.update_parameters(student)
+    theirs.load_state_dict(to_layout(ours, student, "torch"))
+    assert same(ours.module.state_dict(), theirs.module) and theirs.n_averaged == 1
+    ema, timms = ModelEmaV3(network(2)), timm.utils.ModelEmaV3(network(3))
+    timms.module.load_state_dict(to_layout(ema, student, "timm")["state_dict_ema"])
+    assert same(ema.module.state_dict(), timms.module)
+
+
+@pytest.mark.parametrize("kind", [AveragedModel, ModelEmaV3])
+def test_the_drop_in_replacements_load_their_own_states(student, kind):
+    options = {"smoothing": STS} if kind is AveragedModel else {}
+    ours, again = kind(student, seed=4, **options), kind(network(2), **options)
+    ours.update(student)
+    again.load_state_dict(ours.state_dict())
+    assert (again.step, again.seed) == (1, 4) and again.fingerprint() == ours.fingerprint()
+
+
 def test_ema_pytorch_reads_ours_and_we_read_its(teacher, student):
     ema = ema_pytorch.EMA(network(3))
     ema.load_state_dict(to_layout(teacher, student, "ema-pytorch"))
@@ -81,7 +120,7 @@ def test_lightning_reads_ours_and_we_read_lightnings():
             self.network = network(seed)
 
     student, module, averaging = Module(0), Module(3), EMAWeightAveraging()
-    teacher = Teacher(Module(1), spatial_temporal_smoothing(0.9, 0.5))
+    teacher = Teacher(Module(1), STS)
     teacher.update(student)
     averaging.setup(None, module, "fit")
     averaging.on_load_checkpoint(None, module, to_layout(teacher, student, "lightning"))

@@ -323,6 +323,31 @@ def test_after_an_exception_in_validation_the_student_is_back(tmp_path):
     assert equal(weights(model), model.stepped[-1])
 
 
+class AdaptedNetwork(Network):
+    """Trains its last layer alone."""
+
+    def build(self) -> None:
+        super().build()
+        self.student[0].requires_grad_(False)
+
+
+def test_frozen_weights_that_teacher_and_student_share_are_validated_saved_and_resumed(tmp_path):
+    copied, shared, again = (WeightSmoothing(STS, seed=5, trainable_only=kind) for kind in (False, True, True))
+    plain, network, resumed = AdaptedNetwork(), AdaptedNetwork(), AdaptedNetwork()
+    for each, callback in ((plain, copied), (network, shared)):
+        fit = trainer(tmp_path, callback, max_epochs=2)
+        fit.fit(each)
+        assert equal(each.validated[-1], plain.validated[-1])
+    assert equal(weights(network), weights(plain))
+    assert "module.student.0.weight" not in shared.teacher.state_dict()
+    half = trainer(tmp_path, WeightSmoothing(STS, seed=5, trainable_only=True))
+    half.fit(AdaptedNetwork())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path, again, max_epochs=2).fit(resumed, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert again.teacher.fingerprint() == shared.teacher.fingerprint()
+    assert equal(resumed.stepped[-1], network.stepped[-1]) and equal(weights(resumed), weights(network))
+
+
 def test_a_module_with_a_teacher_of_its_own_is_updated_saved_and_resumed(tmp_path):
     whole = TeachingNetwork()
     trainer(tmp_path, TeacherUpdate(), max_epochs=2, accumulate_grad_batches=2).fit(whole)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spatial_ensemble import Teacher, UserError, spatial_temporal_smoothing
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate")
 
 from spatial_ensemble.integrations.transformers import TeacherCallback  # noqa: E402
 
@@ -48,7 +48,13 @@ def rows(count: int) -> list[dict[str, Tensor]]:
     return [{"x": torch.rand(4, generator=draw), "labels": torch.rand(1, generator=draw)} for _ in range(count)]
 
 
-def trainer(folder: Path, callback: TeacherCallback, eval_dataset: object = None, **options: object):
+def trainer(
+    folder: Path,
+    callback: transformers.TrainerCallback,
+    eval_dataset: object = None,
+    network: nn.Module | None = None,
+    **options: object,
+):
     arguments = transformers.TrainingArguments(
         str(folder),
         use_cpu=True,
@@ -59,7 +65,9 @@ def trainer(folder: Path, callback: TeacherCallback, eval_dataset: object = None
         max_grad_norm=0.0,
         **({"max_steps": 8, "save_strategy": "no", "per_device_train_batch_size": 4} | options),
     )
-    made = transformers.Trainer(Network(), arguments, train_dataset=rows(32), eval_dataset=eval_dataset or rows(8))
+    made = transformers.Trainer(
+        network or Network(), arguments, train_dataset=rows(32), eval_dataset=eval_dataset or rows(8)
+    )
     made.stepped = []
     made.create_optimizer()
     made.optimizer.register_step_post_hook(lambda *_: made.stepped.append(weights(made.model)))
@@ -180,12 +188,17 @@ def broken(*args: object, **kwargs: object) -> None:
     raise RuntimeError("broken")
 
 
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
-    whole = TeacherCallback(STS, seed=5)
-    uninterrupted = trainer(tmp_path / "whole", whole, save_strategy="steps", save_steps=3)
+@pytest.mark.parametrize("trainable_only", [False, True])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, trainable_only):
+    def network() -> Network:
+        made = Network()
+        made.layers[0].requires_grad_(not trainable_only)
+        return made
+
+    whole, again = (TeacherCallback(STS, seed=5, trainable_only=trainable_only) for _ in range(2))
+    uninterrupted = trainer(tmp_path / "whole", whole, network=network(), save_strategy="steps", save_steps=3)
     uninterrupted.train()
-    again = TeacherCallback(STS, seed=5)
-    resumed = trainer(tmp_path / "whole", again)
+    resumed = trainer(tmp_path / "whole", again, network=network())
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert len(resumed.stepped) == 5
     assert equal(resumed.stepped[-1], uninterrupted.stepped[-1])
@@ -331,6 +344,52 @@ def test_the_best_model_comes_with_the_teacher_of_its_step(tmp_path):
     assert run.state.best_model_checkpoint.endswith("checkpoint-4")
     assert equal(weights(run.model), run.stepped[3])
     assert callback.teacher.fingerprint() == replay(run.stepped[:4]).fingerprint()
+
+
+class Owner(Network):
+    """A network that owns a teacher, as one that distils itself."""
+
+    def __init__(self, **options: object):
+        super().__init__()
+        self.layers[1].requires_grad_(False)
+        self.teacher = Teacher(self.layers, STS, **options)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found = super().forward(x, labels)
+        return {**found, "loss": found["loss"] + (found["logits"] - self.teacher(x)).square().mean()}
+
+
+class UpdateOwned(transformers.TrainerCallback):
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        model.teacher.update(model.layers)
+
+
+@pytest.mark.parametrize("trainable_only", [False, True])
+def test_a_model_that_owns_a_teacher_is_saved_and_resumed_by_the_trainer(tmp_path, trainable_only):
+    whole = trainer(
+        tmp_path, UpdateOwned(), network=Owner(trainable_only=trainable_only), save_strategy="steps", save_steps=4
+    )
+    whole.train()
+    resumed = trainer(tmp_path, UpdateOwned(), network=Owner(trainable_only=trainable_only, seed=5))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.model.teacher.step == whole.model.teacher.step == 8
+    assert equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("safe_serialization", [True, False])
+def test_accelerate_saves_and_loads_the_state_of_a_model_that_owns_a_teacher(tmp_path, safe_serialization):
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, other = (accelerator.prepare(Owner(seed=seed)) for seed in (1, 2))
+    with torch.no_grad():
+        model.layers[0].weight.add_(1)
+    model.teacher.update(model.layers)
+    folder = tmp_path / "state"
+    accelerator._models = [model]
+    accelerator.save_state(folder, safe_serialization=safe_serialization)
+    accelerator._models = [other]
+    accelerator.load_state(folder)
+    assert (other.teacher.step, other.teacher.seed) == (1, 1)
+    assert equal(weights(other), weights(model))
 
 
 def test_there_is_nothing_to_lend_before_training():

@@ -335,7 +335,7 @@ def test_a_seed_that_is_loaded_or_set_is_the_one_that_draws():
     walk(net, 0)
     for teacher in (one, loaded, set_later):
         teacher.update(net)
-        assert type(teacher.state_dict()["_extra_state"]["seed"]) is int
+        assert type(teacher.seed) is int
         assert_equal(tensors(teacher.module), tensors(one.module))
         assert teacher.mask_layouts() == one.mask_layouts()
 

@@ -1,9 +1,15 @@
 """What a Teacher refuses: a student that does not match, or is not finite, and bad arguments."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from smoothing.students import assert_equal, student, tensors, walk
 from torch import nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import update_bn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spatial_ensemble import (
     Teacher,
@@ -157,6 +163,111 @@ def test_tensors_without_values_are_refused(net, message):
         Teacher(net, STS)
     with pytest.raises(ValueError, match=message):
         Teacher(nn.Linear(2, 2), STS, module=net)
+
+
+def weight_normed() -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):  # deprecated, and still met
+        net = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)))
+    net(torch.ones(1, 3))
+    return net
+
+
+def pruned() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 3))
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+@pytest.mark.parametrize("build", [weight_normed, pruned])
+def test_a_student_that_cannot_be_copied_is_refused_with_the_way_out(build):
+    net = build()
+    message = r"the student cannot be copied \(RuntimeError: .*Teacher\(student, \.\.\., module=second\)"
+    with pytest.raises(ValueError, match=message):
+        Teacher(net, STS)
+    teacher = Teacher(net, spatial_ensemble(0.0), module=build())
+    walk(net, 0)
+    teacher.update(net)
+    assert torch.equal(teacher(torch.ones(1, 3)), net(torch.ones(1, 3)))
+
+
+def test_a_scripted_student_is_refused_with_the_way_out():
+    net = nn.Sequential(nn.Linear(3, 3))
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated, and still met
+        scripted, traced = torch.jit.script(net), torch.jit.trace(net, torch.ones(1, 3))
+    for each in (scripted, traced, nn.Sequential(scripted)):
+        with pytest.raises(ValueError, match=r"the student is scripted.*before torch\.jit"):
+            Teacher(each, STS)
+        with pytest.raises(ValueError, match="the module is scripted"):
+            Teacher(net, STS, module=each)
+
+
+def partition(net: nn.Module) -> None:
+    """What DeepSpeed's ZeRO-3 leaves of parameters, as far as it concerns a teacher."""
+    for number, parameter in enumerate(net.parameters()):
+        parameter.ds_id, parameter.ds_shape = number, parameter.shape
+        parameter.data = torch.empty(0)
+
+
+def test_partitions_of_zero_3_are_refused_by_name():
+    net = student()
+    teacher = Teacher(net, STS)
+    partition(net)
+    with pytest.raises(ValueError, match=r"'\w+.*' has shape \(0,\) \(a partition of DeepSpeed ZeRO-3, which is not"):
+        teacher.update(net)
+    for options in ({}, {"module": student()}, {"trainable_only": True}):
+        with pytest.raises(ValueError, match="ZeRO-3"):
+            Teacher(net, STS, **options)
+
+
+class Reads(TorchDispatchMode):
+    """Counts reads of values, which wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_network_with_fresh_or_reset_statistics_is_used_without_reading_them(momentum):
+    net = nn.Sequential(nn.BatchNorm1d(3, momentum=momentum), nn.BatchNorm1d(3, track_running_stats=False))
+    teacher = Teacher(net, STS)
+    for mode in (True, False):  # as a parent does at each epoch
+        teacher.train(mode)
+        with Reads() as reads:
+            teacher(torch.ones(2, 3))
+        assert reads.count == 0
+    teacher.module[0].reset_running_stats()  # nor is a reset by hand
+    teacher(torch.ones(2, 3))
+    teacher.module[0].momentum = None
+    teacher.module.train()
+    teacher(torch.ones(2, 3))
+    teacher.module.eval()
+    teacher(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_update_bn_is_refused_on_a_teacher_and_refills_its_module(owned):
+    net = student()
+    teacher = Teacher(net, spatial_ensemble(0.0))
+    batches = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    net(batches[0])
+    teacher.update(net)
+    expected = copy.deepcopy(teacher.module)
+    refused = nn.Sequential(teacher) if owned else teacher
+    for _ in range(2):  # and again, for statistics that are lost stay so
+        with pytest.raises(ValueError, match=r"statistics were reset.*call update_bn\(loader, teacher\.module\)"):
+            update_bn(batches, refused)
+        with pytest.raises(ValueError, match="statistics were reset"):
+            teacher(batches[0])
+    update_bn(batches, teacher.module)
+    update_bn(batches, expected)
+    assert_equal(tensors(teacher.module), tensors(expected))
+    assert torch.equal(teacher(batches[0]), expected(batches[0]))
+    with Reads() as reads:
+        teacher(batches[0])
+    assert reads.count == 0
 
 
 def test_a_dtype_that_drops_imaginary_parts_is_refused():

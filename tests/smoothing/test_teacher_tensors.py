@@ -5,7 +5,7 @@ import torch
 from smoothing.students import assert_equal, student, tensors, walk
 from torch import nn
 
-from spatial_ensemble import Teacher, temporal_moving_average
+from spatial_ensemble import Teacher, distance, temporal_moving_average
 from spatial_ensemble.smoothing import kernels, update
 from spatial_ensemble.smoothing.pairing import canonical_name
 
@@ -56,6 +56,44 @@ def test_a_frozen_parameter_that_is_written_to_follows_the_rule():
         teacher.update(net)
         expected = expected.lerp(net.conv.weight, 0.5)
         assert torch.equal(teacher.module.conv.weight, expected)
+
+
+def test_a_frozen_parameter_written_through_its_data_follows_the_rule():
+    """As DINO moves the last layer, and any EMA written by hand its teacher: without a new version of the tensor."""
+    net = student().requires_grad_(False)
+    teacher = Teacher(net, temporal_moving_average(0.5))
+    expected = tensors(net)["conv.weight"]
+    for step in range(3):
+        version = net.conv.weight._version
+        net.conv.weight.data.mul_(0.9).add_(step)
+        assert net.conv.weight._version == version
+        teacher.update(net)
+        expected = expected.lerp(net.conv.weight, 0.5)
+        assert torch.equal(teacher.module.conv.weight, expected)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "chosen"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("teacher_dtype", [None, torch.float32])
+def test_float8_has_no_arithmetic_and_is_copied(dtype, teacher_dtype, kernel, monkeypatch):
+    if kernel == "plain":
+        monkeypatch.setattr(kernels, "_cpu", lambda: None)
+    net = student()
+    net.register_buffer("scales", torch.ones(3).to(dtype))
+    net.register_parameter("packed", nn.Parameter(torch.ones(3).to(dtype), requires_grad=False))
+    teacher = Teacher(net, temporal_moving_average(0.5), dtype=teacher_dtype, on_nonfinite="raise")
+    for value in (2.0, 4.0):
+        net.scales.copy_(torch.full((3,), value))
+        net.packed.data = torch.full((3,), value).to(dtype)
+        before = teacher.module.conv.weight.clone()
+        net.conv.weight.data.add_(value)
+        teacher.update(net)
+        assert torch.equal(teacher.module.scales.float(), torch.full((3,), value))
+        assert torch.equal(teacher.module.packed.float(), torch.full((3,), value))
+        assert torch.equal(teacher.module.conv.weight, before.lerp(net.conv.weight, 0.5))
+    assert "scales" not in distance(teacher, net)
+    with teacher.swap(net):
+        pass
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])

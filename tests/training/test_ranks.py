@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import ranked
 
+from spatial_ensemble.smoothing.state import unpack
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.run import train
 
@@ -32,7 +33,7 @@ def test_two_processes_keep_one_teacher(two, method):
     result = train(ranked.CONFIG.replace(method=method, steps=6), out / method, resume=True, progress=False)
     assert result.steps_done == 2
     assert result.history[:2] == seen[0][method]
-    assert checkpoint.load(result.checkpoint)["teacher"]["_extra_state"]["step"] == 6
+    assert unpack(checkpoint.load(result.checkpoint)["teacher"]["_extra_state"])["step"] == 6
 
 
 def test_two_processes_share_a_batch_as_one_process_has_it_whole(two, tmp_path):

@@ -13,6 +13,7 @@ from runs import SHORT, Killed, assert_equal, kill_at, without_time
 from spatial_ensemble import UserError, cli
 from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.fixmatch import FixMatch
+from spatial_ensemble.smoothing.state import unpack
 from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.build import build_method, describe
 from spatial_ensemble.training.config import Config, read_yaml
@@ -46,7 +47,7 @@ def test_a_run_writes_its_configuration_log_and_checkpoint(straight):
     assert straight.teacher_accuracy == straight.history[-1]["teacher_accuracy"]
     assert straight.history[-1]["loss"] < straight.history[0]["loss"]
     content = checkpoint.load(straight.checkpoint)
-    assert content["step"] == content["teacher"]["_extra_state"]["step"] == 30
+    assert content["step"] == unpack(content["teacher"]["_extra_state"])["step"] == 30
     assert content["data"]["classes"] == [str(digit) for digit in range(10)]
 
 

@@ -1,6 +1,6 @@
 """Drop-in replacement for `torch.optim.swa_utils.AveragedModel`, with `smoothing` in place of `multi_avg_fn`."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ class AveragedModel(Teacher):
     """A teacher with the interface of torch's `AveragedModel`; scripts with `update_bn` and `SWALR` keep working.
 
     As in torch, the first `update_parameters` copies, and the module follows `train()` and `eval()`. Unlike torch's, it
-    starts in eval mode, pairs tensors by name, and never averages integer buffers.
+    starts in eval mode, pairs tensors by name, and never averages integer buffers. `load_state_dict` reads torch's
+    state too; `to_layout(averaged, model, "torch")` is the state that torch's class reads.
 
     Args:
         model: the student.
@@ -71,3 +72,8 @@ class AveragedModel(Teacher):
         """Set the mode of the teacher's module, as torch's class does; `update_bn` needs it."""
         nn.Module.train(self, mode)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if (count := state_dict.pop(prefix + "n_averaged", None)) is not None:  # written by torch's class
+            state_dict[prefix + "_extra_state"] = self._state() | {"step": int(count)}
+        super()._load_from_state_dict(state_dict, prefix, *args)

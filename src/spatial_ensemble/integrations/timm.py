@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from spatial_ensemble.smoothing.units import Unit
 class ModelEmaV3(Teacher):
     """A teacher with the arguments and methods of timm's `ModelEmaV3`; with preserve_prob=0, with its values too.
 
-    Only a bfloat16 teacher differs, see `stochastic_rounding`.
+    Only a bfloat16 teacher differs, see `stochastic_rounding`. `load_state_dict` reads timm's state too;
+    `to_layout(ema, model, "timm")["state_dict_ema"]` is what the `module` of timm's class reads.
 
     Args:
         model: the student.
@@ -117,3 +119,7 @@ class ModelEmaV3(Teacher):
 
     def _preserve_prob(self, step: int) -> float:
         return 0.0 if self._counted and step <= self.update_after_step + 1 else self.preserve_prob
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + "_extra_state", self._state())  # timm's class writes none
+        super()._load_from_state_dict(state_dict, prefix, *args)

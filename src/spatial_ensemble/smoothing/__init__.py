@@ -12,14 +12,15 @@ from spatial_ensemble.smoothing.rule import (
 from spatial_ensemble.smoothing.schedule import constant, cosine, delayed, half_life, linear, power, warmup
 
 if TYPE_CHECKING:
-    from spatial_ensemble.smoothing.teacher import Teacher, distance, fraction_replaced
+    from spatial_ensemble.smoothing.measures import distance, fraction_replaced
+    from spatial_ensemble.smoothing.teacher import Teacher
 else:
 
     def __getattr__(name: str) -> object:  # what needs torch is imported on first use
         if name in ("Teacher", "distance", "fraction_replaced"):
-            from spatial_ensemble.smoothing import teacher
+            from spatial_ensemble.smoothing import measures
 
-            return getattr(teacher, name)
+            return getattr(measures, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -64,7 +64,7 @@ def distances(pairs: Iterable[Pair]) -> dict[str, float]:
     norms = {
         pair.name: (pair.teacher.detach() - pair.student.detach().to(pair.teacher)).norm()
         for pair in pairs
-        if pair.teacher.is_floating_point()
+        if pair.is_inexact and not pair.teacher.is_complex()
     }
     return {name: float(norm.full_tensor() if is_sharded(norm) else norm) for name, norm in norms.items()}
 

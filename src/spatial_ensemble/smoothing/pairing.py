@@ -60,6 +60,14 @@ class Pair:
     student: Tensor
     is_buffer: bool
 
+    @property
+    def is_inexact(self) -> bool:
+        """Whether both can be averaged: floating or complex, and not in float8, which has no arithmetic."""
+        return all(
+            tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+            for tensor in (self.teacher, self.student)
+        )
+
 
 def pair_tensors(teacher: nn.Module, student: nn.Module, *, buffers: bool = True) -> list[Pair]:
     """All pairs of a teacher's and a student's tensors, sorted by name.
@@ -72,7 +80,7 @@ def pair_tensors(teacher: nn.Module, student: nn.Module, *, buffers: bool = True
         ValueError: a tensor is missing, extra, of another shape, sharded differently or no longer tied; it is named.
     """
     reshard(teacher, student)
-    theirs, students = _named_tensors(teacher, buffers), _named_tensors(student, buffers)
+    theirs, students = named_tensors(teacher, buffers), named_tensors(student, buffers)
     missing, extra = sorted(theirs.keys() - students.keys()), sorted(students.keys() - theirs.keys())
     if missing or extra:
         found = "; ".join(f"{what} {_some(names)}" for what, names in (("missing", missing), ("extra", extra)) if names)
@@ -113,7 +121,7 @@ def _tie(tensor: Tensor, is_buffer: bool) -> Hashable:
     return id(tensor) if is_buffer else memory(tensor)
 
 
-def _named_tensors(module: nn.Module, buffers: bool) -> dict[str, tuple[Tensor, bool]]:
+def named_tensors(module: nn.Module, buffers: bool) -> dict[str, tuple[Tensor, bool]]:
     """Canonical name -> (tensor, whether it is a buffer), with every name of a tied tensor."""
     module = unwrap(module)
     named: dict[str, tuple[Tensor, bool]] = {}
@@ -132,6 +140,7 @@ def _sharding(tensor: Tensor) -> tuple[object, ...] | None:
 
 def _describe(tensor: Tensor) -> str:
     where = f" sharded {tensor.placements} over {tensor.device_mesh}" if is_sharded(tensor) else ""
+    where += " (a partition of DeepSpeed ZeRO-3, which is not supported)" if hasattr(tensor, "ds_id") else ""
     return f"{tuple(tensor.shape)}{where}"
 
 

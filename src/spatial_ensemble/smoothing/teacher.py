@@ -1,19 +1,21 @@
 """The teacher: the one stateful object of the package."""
 
-import itertools
 import operator
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatial_ensemble.smoothing import diagnostics, ranks
+from spatial_ensemble.smoothing.batchnorm import refuse_reset, tracking
+from spatial_ensemble.smoothing.copying import check_tensors, copy, copy_trainable, share
 from spatial_ensemble.smoothing.kernels.plain import capturing
-from spatial_ensemble.smoothing.pairing import memory, pair_tensors, unwrap
+from spatial_ensemble.smoothing.pairing import Pair, canonical_names, memory, pair_tensors, unwrap
 from spatial_ensemble.smoothing.rule import Smoothing
-from spatial_ensemble.smoothing.shards import is_fsdp, reshard
+from spatial_ensemble.smoothing.shards import reshard
+from spatial_ensemble.smoothing.state import pack, refuse_others, unpack
 from spatial_ensemble.smoothing.swap import Swap, copy_from, copy_to
 from spatial_ensemble.smoothing.units import UNITS, Group, MaskLayout, Unit
 from spatial_ensemble.smoothing.update import Buffers as Buffers
@@ -32,9 +34,9 @@ class Teacher(nn.Module):
     tensor) alone: every rank and shard draws alike, without communication. Calling the teacher changes nothing in eval
     mode; in train mode BatchNorm updates its running statistics.
 
-    `state_dict()` holds the network's own state, step and seed, sharded or not. A teacher of another unit, buffers or
+    `state_dict()` holds tensors alone, the network's and one with step and seed, so that safetensors and
+    torch.distributed.checkpoint save it, the latter at any number of ranks. A teacher of another unit, buffers or
     update_every refuses it; the rule, its schedules and the group are functions, and must be passed again.
-    torch.distributed.checkpoint saves and loads {"teacher": teacher} at any number of ranks.
     Frozen parameters follow the rule like all others: where teacher and student are equal it changes nothing.
     Floating buffers and frozen parameters that hold an inf at the first update, such as attention masks, are copied.
 
@@ -47,7 +49,7 @@ class Teacher(nn.Module):
         group: maps a parameter's canonical name to a key; equal keys share their draws.
         buffers: floating buffers are averaged at every step ("average"), copied ("copy"), preserved with their module
             ("follow", needs unit="layer"), or left alone ("keep"). Integer buffers are copied unless kept.
-        seed: seed of the draws.
+        seed: seed of the draws, from 0 to 2**63 - 1.
         dtype: dtype of the teacher's floating tensors, such as torch.float32 for a bfloat16 student.
         device: device of the teacher.
         update_every: act at every n-th call of `update` only.
@@ -56,6 +58,9 @@ class Teacher(nn.Module):
         on_nonfinite: what `update` does if the student holds an inf or NaN: "raise" a ValueError that names the tensor,
             or "skip" the update and count it in `skipped`. Costs one read of the student, a host wait on a GPU, and for
             a sharded student one number reduced over its ranks, so that all decide alike.
+        trainable_only: share the parameters that are frozen now with the student instead of copying, averaging and
+            saving them, so that a teacher of LoRA costs what the adapters cost. Buffers are copied; dtype applies to
+            modules that own a trainable parameter. Not with module or fully_shard.
 
     Attributes:
         module: the teacher network.
@@ -87,6 +92,7 @@ class Teacher(nn.Module):
         update_every: int = 1,
         module: nn.Module | None = None,
         on_nonfinite: OnNonfinite | None = None,
+        trainable_only: bool = False,
     ):
         super().__init__()
         _one_of("unit", unit, UNITS)
@@ -98,6 +104,8 @@ class Teacher(nn.Module):
             )
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
+        if trainable_only and module is not None:
+            raise ValueError("trainable_only=True copies the student itself, and takes no module")
         self.smoothing = smoothing
         self.unit = unit
         self.group = group
@@ -108,15 +116,20 @@ class Teacher(nn.Module):
         self.step = 0
         self.skipped = 0
         source, what = (unwrap(student), "student") if module is None else (module, "module")
-        _check_tensors(source, what, dtype)
+        check_tensors(source, what, dtype)
         pairs = [] if module is None else pair_tensors(module, student)
         for pair in pairs:
             if not pair.is_buffer and memory(pair.teacher) == memory(pair.student):
                 raise ValueError(f"module shares its tensor {pair.name!r} with the student: pass a separate copy")
         with torch.inference_mode(False):  # inference tensors cannot be written to outside of inference mode
-            self.module = (_copy(source) if module is None else module).to(device=device, dtype=dtype)
+            if trainable_only:
+                self.module, self._shared = copy_trainable(source, device, dtype)
+            else:
+                self.module = copy(source, device, dtype) if module is None else module.to(device=device, dtype=dtype)
+                self._shared = frozenset[str]()
             self.module.requires_grad_(False).eval()
         self.training = False
+        self._norms: list[_BatchNorm] = []  # that `update_bn` may have reset
         self._plan: Plan | None = None
         self._swap: Swap | None = None
         if module is not None:
@@ -129,19 +142,25 @@ class Teacher(nn.Module):
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._seed = operator.index(seed)  # the repr of NumPy's integers would give another key
+        seed = operator.index(seed)  # the repr of NumPy's integers would give another key
+        if not 0 <= seed < 1 << 63:
+            raise ValueError(f"seed must be in [0, 2**63 - 1], got {seed}")
+        self._seed = seed
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The teacher's outputs, without gradients; `module.training` decides between eval and train mode."""
         self._check_no_swap()
+        refuse_reset(self._norms)
         return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """Does nothing: a parent's `train()` must not put the teacher's normalisation and dropout into train mode.
 
-        For a teacher in train mode call `teacher.module.train()`.
+        For a teacher in train mode call `teacher.module.train()`. To recompute BatchNorm's statistics call
+        `torch.optim.swa_utils.update_bn(loader, teacher.module)`; with the teacher itself its first forward is refused.
         """
+        self._norms = tracking(self.module, self._norms)
         return self
 
     def update(self, student: nn.Module) -> None:
@@ -163,6 +182,12 @@ class Teacher(nn.Module):
     def _update(self, student: nn.Module) -> None:
         self._check_no_swap()
         plan = self._current_plan(student)
+        for frozen, parameter in plan.shared:
+            if parameter.requires_grad:
+                raise ValueError(
+                    f"{frozen!r} was frozen when this teacher of trainable_only=True was built, and now requires a "
+                    "gradient: build a new Teacher, which copies it"
+                )
         momentum, preserve_prob = self.smoothing.at(self.step)
         buffer_momentum = self.smoothing.buffer_momentum_at(self.step)
         if self.on_nonfinite is not None and (name := plan.first_nonfinite()) is not None:
@@ -204,7 +229,7 @@ class Teacher(nn.Module):
     def mask_layouts(self) -> dict[str, MaskLayout]:
         """Canonical name -> mask layout, for every tensor under the mask."""
         settings = self._settings()
-        layouts = {pair.name: settings.layout(pair) for pair in pair_tensors(self.module, self.module)}
+        layouts = {pair.name: settings.layout(pair) for pair in self._pairs(self.module)}
         return {name: layout for name, layout in layouts.items() if layout is not None and layout.key is not None}
 
     def age(self) -> dict[str, Tensor]:
@@ -223,7 +248,7 @@ class Teacher(nn.Module):
 
         Step, seed and options are compared under the name "(step)".
         """
-        return ranks.verify(self._tensors(), self.get_extra_state())
+        return ranks.verify(self._tensors(), self._state())
 
     def repair(self) -> dict[int, list[str]]:
         """Overwrite what `verify_ranks` finds to differ by the majority's; returns what it found.
@@ -231,32 +256,51 @@ class Teacher(nn.Module):
         Raises:
             ValueError: this rank's teacher has another unit, buffers or update_every than the majority's.
         """
-        found, state = ranks.repair(self._tensors(), self.get_extra_state())
+        found, state = ranks.repair(self._tensors(), self._state())
         if state is not None:
             self.set_extra_state(state)
         return found
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        state = super().state_dict(*args, **kwargs)
+        if self._shared:
+            prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "") + "module."
+            for name in self._shared_state():
+                del state[prefix + name]
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Shared tensors are not saved; loading them onto themselves lets a strict load find every name.
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        state_dict.update((f"{prefix}module.{name}", tensor) for name, tensor in self._shared_state().items())
+
+    def _shared_state(self) -> dict[str, Tensor]:
+        """Name in `module.state_dict()` -> tensor shared with the student."""
+        if not self._shared:
+            return {}
+        state = self.module.state_dict(keep_vars=True)
+        return {name: state[name] for name, canonical in canonical_names(state).items() if canonical in self._shared}
+
+    def get_extra_state(self) -> Tensor:
+        return pack(self._state())
+
+    def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
+        state = unpack(state)
+        refuse_others(state, self._state())
+        self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
+        self._plan = None  # which depends on loaded values
+
+    def _state(self) -> dict[str, Any]:
         self._check_no_swap()  # or a state dict would hold the student
         return {
             "step": self.step,
             "skipped": self.skipped,
             "seed": self.seed,
+            "update_every": self.update_every,
             "unit": self.unit,
             "buffers": self.buffer_policy,
-            "update_every": self.update_every,
+            "trainable_only": bool(self._shared),
         }
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        own = self.get_extra_state()
-        for name in ("unit", "buffers", "update_every"):
-            if state[name] != own[name]:
-                raise ValueError(
-                    f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}: "
-                    f"its masks would not continue; build the Teacher with {name}={state[name]!r}"
-                )
-        self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
-        self._plan = None  # which depends on loaded values
 
     def extra_repr(self) -> str:
         return (
@@ -274,7 +318,7 @@ class Teacher(nn.Module):
 
     def _settings(self) -> Settings:
         own_momentum = self.smoothing.buffer_momentum is not None
-        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own_momentum)
+        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own_momentum, self._shared)
 
     def _current_plan(self, student: nn.Module) -> Plan:
         """The cached plan, rebuilt if stale."""
@@ -282,6 +326,8 @@ class Teacher(nn.Module):
         if plan is not None and plan.is_current(student, settings):
             return plan
         reshard(self, student)  # FSDP2 may hold gathered weights in the place of the shards
+        if self._shared:
+            share(self.module, student, self._shared)
         if plan is None or not plan.is_current(student, settings):
             plan = self._plan = Plan(self.module, student, settings)
         return plan
@@ -289,60 +335,11 @@ class Teacher(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         """Canonical name -> tensor, sorted by name."""
         self._check_no_swap()
-        return {pair.name: pair.teacher for pair in pair_tensors(self.module, self.module)}
+        return {pair.name: pair.teacher for pair in self._pairs(self.module)}
 
-
-def fraction_replaced(teacher: Teacher) -> float:
-    """The share of all weights under the mask that moved at the last update that acted; 1 - p on average.
-
-    Example:
-        >>> from spatial_ensemble import Teacher, spatial_ensemble
-        >>> student = nn.Linear(4, 2)
-        >>> teacher = Teacher(student, spatial_ensemble(preserve_prob=0.0))
-        >>> teacher.update(student)
-        >>> fraction_replaced(teacher)
-        1.0
-    """
-    return diagnostics.fraction_moved(teacher.mask_layouts(), teacher.smoothing, teacher.step, teacher.update_every)
-
-
-def distance(teacher: Teacher, student: nn.Module) -> dict[str, float]:
-    """Canonical name -> Euclidean distance between a teacher's floating tensor and the student's.
-
-    For sharded tensors it is the distance of the whole ones, and all their ranks must call it.
-
-    Example:
-        >>> from spatial_ensemble import Teacher, spatial_ensemble
-        >>> student = nn.Linear(4, 2)
-        >>> distance(Teacher(student, spatial_ensemble(0.5)), student)
-        {'bias': 0.0, 'weight': 0.0}
-    """
-    return diagnostics.distances(pair_tensors(teacher.module, student))
-
-
-def _check_tensors(module: nn.Module, what: str, dtype: torch.dtype | None) -> None:
-    """Refuse tensors without values, and complex ones that a real dtype would truncate."""
-    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
-        if torch.nn.parameter.is_lazy(tensor):
-            raise ValueError(f"the {what}'s tensor {name!r} is lazy and uninitialised: run one batch through it first")
-        if tensor.is_meta:
-            raise ValueError(
-                f"the {what}'s tensor {name!r} is on the meta device and has no values: call to_empty and initialise "
-                "it before building the Teacher"
-            )
-        if dtype is not None and tensor.is_complex() and not dtype.is_complex:
-            raise ValueError(f"dtype={dtype} would drop the imaginary part of {name!r} ({tensor.dtype}): leave it out")
-
-
-def _copy(student: nn.Module) -> nn.Module:
-    reshard(student)  # raises for FSDP1
-    if is_fsdp(student):
-        raise ValueError(
-            "the student is sharded by fully_shard, and such a module cannot be copied. Either build the teacher first "
-            "and shard both alike: teacher = Teacher(student, ...); fully_shard(student); fully_shard(teacher.module). "
-            "Or pass a copy that is sharded alike: Teacher(student, ..., module=ready_sharded_copy)"
-        )
-    return deepcopy(student)
+    def _pairs(self, student: nn.Module) -> list[Pair]:
+        """All pairs but the shared ones."""
+        return [pair for pair in pair_tensors(self.module, student) if pair.name not in self._shared]
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -29,10 +29,11 @@ class Settings(NamedTuple):
     group: Group | None
     buffers: Buffers
     own_buffer_momentum: bool
+    shared: frozenset[str] = frozenset()
 
     def layout(self, pair: Pair) -> MaskLayout | None:
         """The mask layout of a pair, or None if it is copied."""
-        if not (pair.teacher.is_floating_point() or pair.teacher.is_complex()):
+        if not pair.is_inexact:
             return None
         if not pair.is_buffer or self.buffers == "follow":
             return mask_layout(pair.teacher, pair.name, self.unit, self.seed, self.group)
@@ -58,7 +59,9 @@ class Plan:
     def __init__(self, teacher: nn.Module, student: nn.Module, settings: Settings):
         self._student = weakref.ref(student, partial(_release, weakref.ref(self)))
         self._settings = settings
-        self._pairs = pair_tensors(teacher, student, buffers=settings.buffers != "keep")
+        pairs = pair_tensors(teacher, student, buffers=settings.buffers != "keep")
+        self._pairs = [pair for pair in pairs if pair.name not in settings.shared]
+        self.shared = [(pair.name, pair.student) for pair in pairs if pair.name in settings.shared]
         tensors = [tensor for pair in self._pairs for tensor in (pair.teacher, pair.student)]
         if any(tensor.is_cuda for tensor in tensors) and capturing():
             raise RuntimeError(
@@ -76,7 +79,7 @@ class Plan:
         # What `run` does.
         copied, drawn, free = self._sort()
         self._copied = [local(pair.teacher) for pair in copied], [local(pair.student) for pair in copied]
-        self._searched = [local(p.student) for p in copied if _is_inexact(p.student) and not _holds_inf(p.teacher)]
+        self._searched = [local(p.student) for p in copied if p.is_inexact and not _holds_inf(p.teacher)]
         passes = (drawn, free) if settings.own_buffer_momentum else (drawn + free, [])
         self._passes = [kernels.choose(triples) for triples in passes]
 
@@ -141,10 +144,6 @@ def _tables(module: nn.Module) -> Iterator[dict[str, object]]:
     """The dictionaries in which a module and its submodules register what they own."""
     for submodule in module.modules():
         yield from (submodule._parameters, submodule._buffers, submodule._modules)  # type: ignore[misc]
-
-
-def _is_inexact(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _holds_inf(tensor: Tensor) -> bool:
