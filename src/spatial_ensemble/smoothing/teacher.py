@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from spatial_ensemble.smoothing import diagnostics, ranks
 from spatial_ensemble.smoothing.kernels.plain import capturing
 from spatial_ensemble.smoothing.pairing import memory, pair_tensors, unwrap
+from spatial_ensemble.smoothing.rounding import HALF
+from spatial_ensemble.smoothing.rounding import Rounding as Rounding
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.shards import is_fsdp, reshard
 from spatial_ensemble.smoothing.swap import Swap, copy_from, copy_to
@@ -56,6 +58,9 @@ class Teacher(nn.Module):
         on_nonfinite: what `update` does if the student holds an inf or NaN: "raise" a ValueError that names the tensor,
             or "skip" the update and count it in `skipped`. Costs one read of the student, a host wait on a GPU, and for
             a sharded student one number reduced over its ranks, so that all decide alike.
+        rounding: how a bfloat16 or float16 teacher is rounded: "stochastic" (the default) moves it by the right amount
+            in expectation, by draws of its own that are the same on every rank, shard and after a resume; "nearest" is
+            `torch.lerp`, which at m = 0.9999 hardly moves. Other dtypes, copies and complex32 are rounded to nearest.
 
     Attributes:
         module: the teacher network.
@@ -87,11 +92,13 @@ class Teacher(nn.Module):
         update_every: int = 1,
         module: nn.Module | None = None,
         on_nonfinite: OnNonfinite | None = None,
+        rounding: Rounding | None = None,
     ):
         super().__init__()
         _one_of("unit", unit, UNITS)
         _one_of("buffers", buffers, get_args(Buffers))
         _one_of("on_nonfinite", on_nonfinite, (None, *get_args(OnNonfinite)))
+        _one_of("rounding", rounding, (None, *get_args(Rounding)))
         if buffers == "follow" and unit != "layer":
             raise ValueError(
                 f"buffers='follow' needs unit='layer', got unit={unit!r}: a buffer shares its module's draw"
@@ -105,6 +112,7 @@ class Teacher(nn.Module):
         self.seed = seed
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
+        self.rounding: Rounding = rounding or "stochastic"
         self.step = 0
         self.skipped = 0
         source, what = (unwrap(student), "student") if module is None else (module, "module")
@@ -245,15 +253,17 @@ class Teacher(nn.Module):
             "unit": self.unit,
             "buffers": self.buffer_policy,
             "update_every": self.update_every,
+            "rounding": self.rounding,
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         own = self.get_extra_state()
-        for name in ("unit", "buffers", "update_every"):
-            if state[name] != own[name]:
+        half = any(tensor.dtype in HALF for tensor in itertools.chain(self.module.parameters(), self.module.buffers()))
+        for name in ("unit", "buffers", "update_every", *(["rounding"] if half else [])):
+            if state.get(name, own[name]) != own[name]:  # states of 0.1.0 have no rounding
                 raise ValueError(
                     f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}: "
-                    f"its masks would not continue; build the Teacher with {name}={state[name]!r}"
+                    f"its draws would not continue; build the Teacher with {name}={state[name]!r}"
                 )
         self.step, self.skipped, self.seed = state["step"], state["skipped"], state["seed"]
         self._plan = None  # which depends on loaded values
@@ -274,7 +284,7 @@ class Teacher(nn.Module):
 
     def _settings(self) -> Settings:
         own_momentum = self.smoothing.buffer_momentum is not None
-        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own_momentum)
+        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own_momentum, self.rounding)
 
     def _current_plan(self, student: nn.Module) -> Plan:
         """The cached plan, rebuilt if stale."""

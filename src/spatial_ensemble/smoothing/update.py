@@ -15,8 +15,9 @@ from spatial_ensemble.smoothing.draw import threshold
 from spatial_ensemble.smoothing.kernels.plain import capturing, nonfinite
 from spatial_ensemble.smoothing.kernels.protocol import Triple
 from spatial_ensemble.smoothing.pairing import Pair, pair_tensors
+from spatial_ensemble.smoothing.rounding import HALF, Rounding
 from spatial_ensemble.smoothing.shards import is_sharded, least, local
-from spatial_ensemble.smoothing.units import Group, MaskLayout, Unit, mask_layout, unmasked
+from spatial_ensemble.smoothing.units import Group, MaskLayout, Unit, mask_layout, rounded, unmasked
 
 Buffers = Literal["average", "copy", "follow", "keep"]
 
@@ -29,14 +30,21 @@ class Settings(NamedTuple):
     group: Group | None
     buffers: Buffers
     own_buffer_momentum: bool
+    rounding: Rounding = "nearest"
 
     def layout(self, pair: Pair) -> MaskLayout | None:
         """The mask layout of a pair, or None if it is copied."""
         if not (pair.teacher.is_floating_point() or pair.teacher.is_complex()):
             return None
         if not pair.is_buffer or self.buffers == "follow":
-            return mask_layout(pair.teacher, pair.name, self.unit, self.seed, self.group)
-        return unmasked(local(pair.teacher)) if self.buffers == "average" else None
+            layout = mask_layout(pair.teacher, pair.name, self.unit, self.seed, self.group)
+        elif self.buffers == "average":
+            layout = unmasked(local(pair.teacher))
+        else:
+            return None
+        if self.rounding == "stochastic" and pair.teacher.dtype in HALF:
+            return rounded(layout, pair.teacher, pair.name, self.seed)
+        return layout
 
 
 class Plan:
