@@ -28,8 +28,8 @@ from spatial_ensemble.smoothing.units import MaskLayout
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 CHUNK = 4096  # elements per program: eight spans of 512 draws
-# How a program maps elements to draws: one for the tensor; one an element, in spans of 512 draws; one a unit; or one for
-# the tensor, but in spans, since each element is rounded by a draw of its own.
+# How a program maps elements to draws: one for the tensor; one an element, in spans of 512 draws; one a unit; or one
+# for the tensor, but in spans, since each element is rounded by a draw of its own.
 WHOLE, ELEMENTS, UNITS, SPANS = range(4)
 SMALL, LARGE, COPY = range(3)  # torch.lerp's formulas for weights below and above one half; weight 1
 
