@@ -208,6 +208,10 @@ def test_a_half_precision_state_of_the_other_rounding_is_refused():
         new(None).load_state_dict(new("nearest").state_dict())
     new("stochastic").load_state_dict(new(None).state_dict())
     new(None, torch.float32).load_state_dict(new("nearest", torch.float32).state_dict())
+    for rounding in (None, "nearest"):
+        old = new(rounding).state_dict()
+        del old["_extra_state"]["rounding"]
+        new(rounding).load_state_dict(old)
     with pytest.raises(ValueError, match="rounding must be one of None, 'stochastic', 'nearest', got 'up'"):
         new("up")
 

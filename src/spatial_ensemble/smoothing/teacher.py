@@ -246,6 +246,7 @@ class Teacher(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         self._check_no_swap()  # or a state dict would hold the student
+        half = any(tensor.dtype in HALF for tensor in itertools.chain(self.module.parameters(), self.module.buffers()))
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -253,14 +254,13 @@ class Teacher(nn.Module):
             "unit": self.unit,
             "buffers": self.buffer_policy,
             "update_every": self.update_every,
-            "rounding": self.rounding,
+            "rounding": self.rounding if half else None,  # None: it has no effect
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         own = self.get_extra_state()
-        half = any(tensor.dtype in HALF for tensor in itertools.chain(self.module.parameters(), self.module.buffers()))
-        for name in ("unit", "buffers", "update_every", *(["rounding"] if half else [])):
-            if state.get(name, own[name]) != own[name]:  # states of 0.1.0 have no rounding
+        for name in ("unit", "buffers", "update_every", "rounding"):
+            if None not in (state.get(name), own[name]) and state[name] != own[name]:
                 raise ValueError(
                     f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}: "
                     f"its draws would not continue; build the Teacher with {name}={state[name]!r}"
