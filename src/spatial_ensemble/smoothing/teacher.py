@@ -61,6 +61,7 @@ class Teacher(nn.Module):
         rounding: how a bfloat16 or float16 teacher is rounded: "stochastic" (the default) moves it by the right amount
             in expectation, by draws of its own that are the same on every rank, shard and after a resume; "nearest" is
             `torch.lerp`, which at m = 0.9999 hardly moves. Other dtypes, copies and complex32 are rounded to nearest.
+            Slow on a CPU without numba, and for weights in channels_last memory.
 
     Attributes:
         module: the teacher network.
