@@ -4,6 +4,8 @@ Every kernel is held against this file. It shares no code with the package.
 """
 
 import hashlib
+import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -23,9 +25,9 @@ def philox4x32(counter: list[int], key: list[int], rounds: int) -> list[int]:
     return c
 
 
-def draw(seed: int, name: str, step: int, index: int) -> int:
+def draw(seed: int, name: str, step: int, index: int, *purpose: str) -> int:
     """The 16-bit draw of one unit: eight to a counter, 64 counters side by side."""
-    digest = hashlib.blake2b(repr((seed, name)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((seed, name, *purpose)).encode(), digest_size=8).digest()
     key = [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
     group, rest = divmod(index, 512)
     part, lane = divmod(rest, 64)
@@ -63,3 +65,25 @@ def smooth(teacher: Tensor, student: Tensor, keep: Tensor, momentum: float) -> T
         return teacher.clone()
     moved = student if momentum == 0 else torch.lerp(teacher, student, 1 - momentum)
     return torch.where(keep, teacher, moved)
+
+
+def stochastic(x: float, draw: int, dtype: torch.dtype) -> float:
+    """x rounded to one of its neighbours in a half-precision dtype, up in magnitude with the probability due."""
+    if not math.isfinite(x) or x == 0:
+        return x
+    least, digits, bits = {torch.bfloat16: (-126, 7, 16), torch.float16: (-14, 10, 13)}[dtype]
+    exponent = math.frexp(x)[1] - 1
+    size = Fraction(abs(x)) / Fraction(2) ** (max(exponent, least) - digits)  # in units of the spacing at x
+    resolved = Fraction(round(size * 2**bits), 2**bits)
+    rounded = math.floor(resolved + Fraction(draw >> 16 - bits, 2**bits))
+    return math.copysign(float(rounded * Fraction(2) ** (max(exponent, least) - digits)), x)
+
+
+def smooth_stochastic(teacher: Tensor, student: Tensor, keep: Tensor, momentum: float, seed: int, name: str, step: int):
+    """`smooth` in half precision: computed in float32, rounded stochastically unless it copies."""
+    moved = smooth(teacher.float(), student.to(teacher.dtype).float(), keep, momentum)
+    if momentum in (0, 1):
+        return moved.to(teacher.dtype)
+    draws = [draw(seed, name, step, i, "rounding") for i in range(teacher.numel())]
+    values = [stochastic(x, d, teacher.dtype) for x, d in zip(moved.flatten().tolist(), draws, strict=True)]
+    return torch.where(keep, teacher, torch.tensor(values).reshape(teacher.shape).to(teacher.dtype))

@@ -31,7 +31,8 @@ from world import World
 
 from spatial_ensemble import Teacher, distance, fraction_replaced
 
-CASES = [(unit, buffers) for unit in UNITS for buffers in ("average", "copy", "keep")] + [("layer", "follow")]
+CASES = [(unit, buffers, None) for unit in UNITS for buffers in ("average", "copy", "keep")]
+CASES += [("layer", "follow", None), ("tensor", "average", torch.bfloat16), ("element", "copy", torch.float16)]
 
 
 def shard(module: nn.Module, **options: object) -> nn.Module:
@@ -49,19 +50,21 @@ def sharded_pair(build: str = "teacher first", **options: object) -> tuple[nn.Mo
     return student, Teacher(student, RULE, **options, module=shard(uneven(seed=1)))
 
 
-def rank_replay(states: list[State], unit: str, buffers: str) -> dict[str, list[str]]:
-    whole = expected(states, unit=unit, buffers=buffers, seed=3)
+def rank_replay(states: list[State], unit: str, buffers: str, dtype: torch.dtype | None) -> dict[str, list[str]]:
+    whole = expected(states, unit=unit, buffers=buffers, seed=3, dtype=dtype)
     found = {}
     for build in ("teacher first", "ready module"):
-        student, teacher = sharded_pair(build, unit=unit, buffers=buffers, seed=3)
+        student, teacher = sharded_pair(build, unit=unit, buffers=buffers, seed=3, dtype=dtype)
         replay(teacher, student, states[1:])
         found[build] = differences(gathered(teacher.module), whole.module.state_dict())
     return found
 
 
-@pytest.mark.parametrize(("unit", "buffers"), CASES)
-def test_gathered_teacher_equals_that_of_one_process(world: World, states: list[State], unit: str, buffers: str):
-    assert world(rank_replay, states, unit, buffers) == [{"teacher first": [], "ready module": []}] * world.size
+@pytest.mark.parametrize(("unit", "buffers", "dtype"), CASES)
+def test_gathered_teacher_equals_that_of_one_process(
+    world: World, states: list[State], unit: str, buffers: str, dtype: torch.dtype | None
+):
+    assert world(rank_replay, states, unit, buffers, dtype) == [{"teacher first": [], "ready module": []}] * world.size
 
 
 def rank_train() -> list[object]:

@@ -19,12 +19,13 @@ def train_step(model: nn.Module, step: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw))
-        model(torch.randn(8, 4, generator=draw))
+        model(torch.randn(8, 4, generator=draw).to(model[0].weight.dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use_buffers", [True, False])
-def test_with_nothing_preserved_it_equals_torchs_with_the_same_decay_to_the_bit(use_buffers):
-    model = network()
+def test_with_nothing_preserved_it_equals_torchs_with_the_same_decay_to_the_bit(use_buffers, dtype):
+    model = network().to(dtype)
     ours = AveragedModel(model, smoothing=temporal_moving_average(0.9), use_buffers=use_buffers)
     theirs = swa_utils.AveragedModel(
         model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=use_buffers
@@ -38,7 +39,7 @@ def test_with_nothing_preserved_it_equals_torchs_with_the_same_decay_to_the_bit(
         if value.is_floating_point():
             assert torch.equal(ours.module.state_dict()[name], value), name
     assert ours.module[1].num_batches_tracked == model[1].num_batches_tracked
-    x = torch.rand(2, 4)
+    x = torch.rand(2, 4, dtype=dtype)
     assert torch.equal(ours(x), theirs(x))
 
 

@@ -53,14 +53,23 @@ def test_with_nothing_preserved_it_has_the_values_of_timms(options, give_step):
     torch.testing.assert_close(ours(x.to(expected["0.weight"].dtype)), theirs(x.to(expected["0.weight"].dtype)))
 
 
-def test_it_takes_timms_arguments_in_timms_order_and_warns_of_a_teacher_that_may_not_move():
+def test_it_takes_timms_arguments_in_timms_order():
     ours, theirs = (list(inspect.signature(ema).parameters) for ema in (ModelEmaV3, timm.utils.ModelEmaV3))
     assert ours[: len(theirs)] == theirs
-    model = network().bfloat16()
-    with pytest.warns(UserWarning, match=r"may never move: pass dtype=torch\.float32"):
-        ModelEmaV3(model)
-    ModelEmaV3(model, dtype=torch.float32)
-    ModelEmaV3(model, stochastic_rounding=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_as_timms_argument_says(dtype):
+    model = nn.Linear(64, 64, dtype=dtype)
+    nn.init.ones_(model.weight)
+    ours, nearest = ModelEmaV3(model), ModelEmaV3(model, stochastic_rounding=False)
+    theirs = timm.utils.ModelEmaV3(model, stochastic_rounding=False)
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(100):
+        for ema in (ours, nearest, theirs):
+            ema.update(model)
+    assert torch.equal(nearest.module.weight, theirs.module.weight)
+    assert (ours.module.weight.float() - 1).mean().item() == pytest.approx(1 - 0.9999**100, rel=0.2)
 
 
 def test_preserved_tensors_stay_and_until_update_after_step_it_is_a_copy():

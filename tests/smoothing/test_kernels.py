@@ -15,10 +15,11 @@ from spatial_ensemble import Teacher, spatial_temporal_smoothing
 from spatial_ensemble.smoothing import kernels
 from spatial_ensemble.smoothing.draw import threshold
 from spatial_ensemble.smoothing.kernels import plain
-from spatial_ensemble.smoothing.units import UNITS, mask_layout, unmasked
+from spatial_ensemble.smoothing.units import UNITS, mask_layout, rounded, unmasked
 
 KERNELS = ["plain", "cpu"]
 MOMENTA = [0.0, 0.1, 0.5, 0.7, 0.9999, 1.0]
+HALF = [torch.bfloat16, torch.float16]
 SHAPES = [(), (0,), (1,), (7,), (3, 0, 2), (5, 4), (600, 3), (3, 2000), (8, 3, 3, 3)]
 
 
@@ -81,6 +82,38 @@ def test_dtypes(unit, student_dtype):
 
 
 @pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("student_dtype", ["same", torch.float32])
+def test_stochastic_rounding(unit, dtype, student_dtype):
+    start = random((6, 190), dtype, 0)
+    start[:2] *= 2.0**-15  # subnormal in float16
+    start[2] = torch.finfo(dtype).max
+    s = (start + random((6, 190), dtype, 1) * start * 0.02).nan_to_num()
+    s = s.to(dtype if student_dtype == "same" else student_dtype)
+    s[3, :50], s[4, :50] = torch.inf, torch.nan
+    name = "w" if unit == "layer" else "w.x"
+    for momentum in (0.0, 0.3, 0.99):
+        for preserve_prob in (0.0, 0.5):
+            keep = preserved((6, 190), name, unit=unit, seed=1, step=3, preserve_prob=preserve_prob)
+            expected = reference.smooth_stochastic(start, s, keep, momentum, 1, "w.x", 3)
+            t = start.clone()
+            layout = rounded(mask_layout(t, "w.x", unit, seed=1), t, "w.x", seed=1)
+            smooth([(t, s, layout)], 3, preserve_prob, 1 - momentum)
+            assert torch.equal(t.isnan(), expected.isnan())
+            assert same(t.nan_to_num(0), expected.nan_to_num(0))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_stochastic_rounding_does_not_depend_on_the_memory_layout(dtype):
+    t, s = random((6, 5, 4, 4), dtype, 0), random((6, 5, 4, 4), dtype, 1)
+    layout = rounded(mask_layout(t, "w", "tensor", seed=1), t, "w", seed=1)
+    other, like = (x.to(memory_format=torch.channels_last) for x in (t.clone(), s))
+    smooth([(t, s, layout)], 3, 0.0, 0.1)
+    smooth([(other, like, layout)], 3, 0.0, 0.1)
+    assert same(t, other)
+
+
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     "layout",
     [
@@ -126,9 +159,12 @@ def test_what_is_preserved_keeps_its_very_bits(unit):
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("dim", [0, 1, 2])
-def test_a_shard_draws_its_slice_of_the_whole_mask(unit, dim):
-    t, s = random((10, 7, 12), torch.float32, 0), random((10, 7, 12), torch.float32, 1)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_a_shard_draws_its_slice_of_the_whole_mask_and_rounding(unit, dim, dtype):
+    t, s = random((10, 7, 12), dtype, 0), random((10, 7, 12), dtype, 1)
     whole = mask_layout(t, "w", unit, 1)
+    if dtype in HALF:
+        whole = rounded(whole, t, "w", 1)
     expected = t.clone()
     smooth([(expected, s, whole)], 5, 0.5, 0.3)
     size, inner = t.shape[dim], math.prod(t.shape[dim + 1 :])
@@ -154,11 +190,14 @@ def test_a_list_of_many_kinds_at_once():
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_large_tensors_are_cut_into_the_same_bits(unit):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tensors_are_cut_into_the_same_bits(unit, dtype):
     """Beyond the reference's patience: chunks, threads and boundaries, against plain torch."""
     for shape in ((100_003,), (300, 1000), (2, 70_001), (20_000, 3)):
-        t, s = random(shape, torch.float32, 0), random(shape, torch.float32, 1)
+        t, s = random(shape, dtype, 0), random(shape, dtype, 1)
         layout = mask_layout(t, "w", unit, seed=1)
+        if dtype in HALF:
+            layout = rounded(layout, t, "w", seed=1)
         expected = t.clone()
         plain.PlainKernel([(expected, s, layout)]).run(3, threshold(0.7), 0.1)
         smooth([(t, s, layout)], 3, 0.7, 0.1)
@@ -166,9 +205,10 @@ def test_large_tensors_are_cut_into_the_same_bits(unit):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_the_fast_kernel_gives_the_plain_ones_bits_through_a_teacher(unit):
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_the_fast_kernel_gives_the_plain_ones_bits_through_a_teacher(unit, dtype):
     def run(patch):
-        net = student()
+        net = student().to(dtype)
         teacher = Teacher(net, spatial_temporal_smoothing(0.9, 0.7), unit=unit, seed=4)
         with patch:
             for step in range(5):

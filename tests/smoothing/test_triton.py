@@ -48,13 +48,25 @@ for numel, where in [
     for teacher, student in ((torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2):
         triples.append((torch.randn(numel).to(teacher), torch.randn(numel).to(student), MaskLayout(key, *where)))
 triples.append((torch.randn(5000), torch.randn(5000), MaskLayout(None, 1, 5000, 5000, 5000, 0)))
+# Stochastic rounding by equal draws; one float32 in 2^13 that is rounded twice is on the other side of its draw.
+for unit_size, where in [(9000, (9000, 9000, 0)), (1, (9000, 9000, 777)), (6, (30, 90, 30)), (27_000, (30, 90, 30))]:
+    for teacher, student in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
+        t = torch.randn(9000).to(teacher)
+        t[:200] *= 2.0**-14
+        s = (t.float() * (1 + 0.1 * torch.randn(9000))).to(student)
+        units = max(60_000 // unit_size, 1) if unit_size < 9000 else 1
+        layout = MaskLayout(key, unit_size, units, *where, rounding=draw_key(1, "w", "rounding"))
+        triples.append((t, s, layout))
+triples.append((*triples[-2][:2], MaskLayout(None, 1, 9000, 30, 90, 30, rounding=key)))
 for bound in (0, 30_000, 1 << 16):
     for weight in (0.3, 1.0):
         ours, theirs = ([(t.clone(), s, layout) for t, s, layout in triples] for _ in range(2))
         gpu.GpuKernel(ours).run(5, bound, weight)
         plain.PlainKernel(theirs).run(5, bound, weight)
-        for (ours_t, _, _), (theirs_t, _, _) in zip(ours, theirs, strict=True):
+        for (ours_t, _, layout), (theirs_t, _, _) in zip(ours, theirs, strict=True):
             exact = weight == 1
+            if layout.rounding is not None:
+                assert (ours_t != theirs_t).float().mean() <= (0 if exact else 1e-3)
             torch.testing.assert_close(ours_t, theirs_t, rtol=0 if exact else None, atol=0 if exact else None)
 """
 
@@ -66,7 +78,7 @@ from triton.compiler import ASTSource
 import triton
 from spatial_ensemble.smoothing.kernels import gpu
 
-constants = ("FORMULA", "DRAWS", "GROUP", "TEACHER", "STUDENT", "BITS", "WIDE")
+constants = ("FORMULA", "DRAWS", "GROUP", "TEACHER", "STUDENT", "BITS", "WIDE", "ROUND")
 signature = dict(rows="*i64", clock="*i64", tensors="i32", threshold="i32", factor="fp32")
 given = "constexprs"
 if "constants" in inspect.signature(ASTSource).parameters:  # Triton 3.2
@@ -74,16 +86,20 @@ if "constants" in inspect.signature(ASTSource).parameters:  # Triton 3.2
 else:
     signature |= dict.fromkeys(constants, "constexpr")
 for values in [
-    (gpu.SMALL, gpu.WHOLE, 1, tl.float32, tl.float32, 8, True),
-    (gpu.SMALL, gpu.WHOLE, 1, tl.bfloat16, tl.bfloat16, 8, False),
-    (gpu.LARGE, gpu.ELEMENTS, 1, tl.float32, tl.bfloat16, 8, False),
-    (gpu.COPY, gpu.UNITS, 8, tl.float16, tl.float16, 8, True),
-    (gpu.SMALL, gpu.UNITS, 1, tl.float32, tl.float32, 8, False),
+    (gpu.SMALL, gpu.WHOLE, 1, tl.float32, tl.float32, 8, True, False),
+    (gpu.SMALL, gpu.WHOLE, 1, tl.bfloat16, tl.bfloat16, 8, False, False),
+    (gpu.LARGE, gpu.ELEMENTS, 1, tl.float32, tl.bfloat16, 8, False, False),
+    (gpu.COPY, gpu.UNITS, 8, tl.float16, tl.float16, 8, True, False),
+    (gpu.SMALL, gpu.UNITS, 1, tl.float32, tl.float32, 8, False, False),
+    (gpu.SMALL, gpu.SPANS, 1, tl.bfloat16, tl.bfloat16, 8, False, True),
+    (gpu.SMALL, gpu.ELEMENTS, 1, tl.float16, tl.float16, 8, False, True),
+    (gpu.LARGE, gpu.UNITS, 8, tl.float16, tl.float32, 8, True, True),
 ]:
     source = ASTSource(gpu._smooth, signature, **{given: dict(zip(constants, values, strict=True))})
-    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False})
+    target = GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(source, target=target, options={"enable_fp_fusion": False})
     assert compiled.asm["cubin"]
-    wide = values[-1]
+    wide = values[-2]
     assert ("ld.global.v4" in compiled.asm["ptx"], "st.global.v4" in compiled.asm["ptx"]) == (wide, wide), values
 """
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.integrations.weights import copy_student
+from spatial_ensemble.smoothing.rounding import Rounding
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.teacher import Buffers, Teacher
 from spatial_ensemble.smoothing.units import Unit
@@ -25,6 +26,8 @@ class AveragedModel(Teacher):
         use_buffers: average floating buffers; otherwise they are copied.
         unit: which weights share one draw.
         seed: seed of the draws.
+        rounding: how a bfloat16 or float16 teacher is rounded: "nearest" has torch's values, and hardly moves at large
+            momentum; "stochastic" moves by the right amount, see `Teacher`.
 
     Source: torch.optim.swa_utils, for the interface.
 
@@ -46,9 +49,10 @@ class AveragedModel(Teacher):
         use_buffers: bool = False,
         unit: Unit = "tensor",
         seed: int = 0,
+        rounding: Rounding = "nearest",
     ):
         buffers: Buffers = "average" if use_buffers else "copy"
-        super().__init__(model, smoothing, unit=unit, buffers=buffers, seed=seed, device=device)
+        super().__init__(model, smoothing, unit=unit, buffers=buffers, seed=seed, device=device, rounding=rounding)
         self.training = False  # as the module is
 
     @property

@@ -107,7 +107,7 @@ class WeightSmoothing(_AfterSteps):
         update_every: update after the optimizer steps 0, n, 2n, ...; 0: after none. Schedules count updates.
         update_starting_at_step: first optimizer step, counted from 0, to update after.
         update_starting_at_epoch: update at the end of this and of each later epoch as well.
-        options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, ...
+        options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, rounding, ...
 
     Attributes:
         teacher: the Teacher, from `on_fit_start` on. Do not use it while a validation runs: its weights are in the

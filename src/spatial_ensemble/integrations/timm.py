@@ -1,7 +1,6 @@
 """Drop-in replacement for `timm.utils.ModelEmaV3`, with `preserve_prob`."""
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from spatial_ensemble.smoothing.units import Unit
 class ModelEmaV3(Teacher):
     """A teacher with the arguments and methods of timm's `ModelEmaV3`; with preserve_prob=0, with its values too.
 
-    Only a bfloat16 teacher differs, see `stochastic_rounding`. `load_state_dict` reads timm's state too;
+    Only half precision differs, see `stochastic_rounding`. `load_state_dict` reads timm's state too;
     `to_layout(ema, model, "timm")["state_dict_ema"]` is what the `module` of timm's class reads.
 
     Args:
@@ -28,9 +27,10 @@ class ModelEmaV3(Teacher):
         warmup_gamma: see `use_warmup`.
         warmup_power: see `use_warmup`.
         device: device of the teacher.
-        dtype: dtype of the teacher's floating tensors; torch.float32 beside a bfloat16 model, or it may never move.
-        stochastic_rounding: how timm moves a bfloat16 teacher; here it is rounded to nearest, with a warning.
-        stochastic_rounding_seed: ignored, kept for the signature.
+        dtype: dtype of the teacher's floating tensors.
+        stochastic_rounding: round a half-precision teacher stochastically, by draws of our own that are the same on
+            every rank and after a resume; timm rounds float16 to nearest. False: to nearest, with timm's values.
+        stochastic_rounding_seed: ignored; `seed` is the seed of all draws.
         foreach: ignored; device and unit choose the kernel.
         exclude_buffers: copy floating buffers instead of averaging them.
         preserve_prob: probability p that a unit stays unchanged.
@@ -68,7 +68,16 @@ class ModelEmaV3(Teacher):
     ):
         buffers: Buffers = "copy" if exclude_buffers else "average"
         smoothing = Smoothing(self._momentum, self._preserve_prob)
-        super().__init__(model, smoothing, unit=unit, buffers=buffers, seed=seed, dtype=dtype, device=device)
+        super().__init__(
+            model,
+            smoothing,
+            unit=unit,
+            buffers=buffers,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            rounding="stochastic" if stochastic_rounding else "nearest",
+        )
         self.decay = decay
         self.min_decay = min_decay
         self.update_after_step = update_after_step
@@ -77,12 +86,6 @@ class ModelEmaV3(Teacher):
         self.warmup_power = warmup_power
         self.preserve_prob = preserve_prob
         self._counted = False  # whether `update` was given the step, as timm's warm-up needs
-        if stochastic_rounding and any(p.dtype == torch.bfloat16 for p in self.module.parameters()):
-            warnings.warn(
-                "a bfloat16 teacher is rounded to nearest here, not stochastically, and may never move: pass "
-                "dtype=torch.float32",
-                stacklevel=2,
-            )
         Smoothing(decay, preserve_prob)  # refuse bad values here, not at the first update
 
     def get_decay(self, step: int | None = None) -> float:

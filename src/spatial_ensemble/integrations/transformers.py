@@ -28,7 +28,7 @@ class TeacherCallback(TrainerCallback):
 
     Args:
         smoothing: the rule, e.g. `spatial_temporal_smoothing(momentum=0.99, preserve_prob=0.7)`.
-        options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, ...
+        options: the other arguments of `Teacher`: unit, buffers, seed, dtype, device, rounding, ...
 
     Attributes:
         teacher: the Teacher, from the start of training on.

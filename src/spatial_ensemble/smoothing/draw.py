@@ -24,9 +24,9 @@ SPAN = 8 * BLOCKS  # draws of that many counters
 _LOW = 0xFFFFFFFF
 
 
-def draw_key(seed: int, name: str) -> tuple[int, int]:
-    """Philox's key for one name: two 32-bit words."""
-    data = digest(seed, name)
+def draw_key(seed: int, *name: str) -> tuple[int, int]:
+    """Philox's key for one name, perhaps with a purpose: two 32-bit words."""
+    data = digest(seed, *name)
     return int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little")
 
 

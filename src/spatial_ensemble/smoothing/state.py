@@ -21,6 +21,7 @@ _FIELDS: dict[str, tuple[object, ...] | None] = {
     "unit": UNITS,
     "buffers": ("average", "copy", "follow", "keep"),
     "trainable_only": (False, True),
+    "rounding": (None, "stochastic", "nearest"),  # None: nothing is in half precision
 }
 
 
@@ -28,9 +29,10 @@ def pack(state: Mapping[str, Any]) -> Tensor:
     """A state as int64 [16], on the CPU.
 
     Example:
-        >>> state = dict(step=3, skipped=0, seed=7, update_every=1, unit="tensor", buffers="copy", trainable_only=False)
+        >>> state = dict(step=3, skipped=0, seed=7, update_every=1, unit="tensor", buffers="copy")
+        >>> state |= dict(trainable_only=False, rounding="nearest")
         >>> pack(state)
-        tensor([1, 3, 0, 7, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        tensor([1, 3, 0, 7, 1, 1, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0])
         >>> unpack(pack(state)) == state
         True
     """
@@ -65,8 +67,9 @@ def unpack(packed: Tensor | Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_others(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Refuse the state of a teacher with other options."""
-    for name in ("unit", "buffers", "update_every", "trainable_only"):
-        if state[name] != own[name]:
+    for name in ("unit", "buffers", "update_every", "trainable_only", "rounding"):
+        unused = name == "rounding" and None in (state[name], own[name])
+        if state[name] != own[name] and not unused:
             raise ValueError(
                 f"the saved teacher has {name}={state[name]!r}, this one {own[name]!r}, and would not continue it: "
                 f"build the Teacher with {name}={state[name]!r}"

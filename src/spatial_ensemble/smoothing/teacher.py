@@ -13,6 +13,7 @@ from spatial_ensemble.smoothing.batchnorm import refuse_reset, tracking
 from spatial_ensemble.smoothing.copying import check_tensors, copy, copy_trainable, share
 from spatial_ensemble.smoothing.kernels.plain import capturing
 from spatial_ensemble.smoothing.pairing import Pair, canonical_names, memory, pair_tensors, unwrap
+from spatial_ensemble.smoothing.rounding import HALF, Rounding
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.smoothing.shards import reshard
 from spatial_ensemble.smoothing.state import pack, refuse_others, unpack
@@ -61,6 +62,10 @@ class Teacher(nn.Module):
         trainable_only: share the parameters that are frozen now with the student instead of copying, averaging and
             saving them, so that a teacher of LoRA costs what the adapters cost. Buffers are copied; dtype applies to
             modules that own a trainable parameter. Not with module or fully_shard.
+        rounding: how a bfloat16 or float16 teacher is rounded: "stochastic" (the default) moves it by the right amount
+            in expectation, by draws of its own that are the same on every rank, shard and after a resume; "nearest" is
+            `torch.lerp`, which at m = 0.9999 hardly moves. Other dtypes, copies and complex32 are rounded to nearest.
+            Slow on a CPU without numba, and for weights in channels_last memory.
 
     Attributes:
         module: the teacher network.
@@ -93,14 +98,16 @@ class Teacher(nn.Module):
         module: nn.Module | None = None,
         on_nonfinite: OnNonfinite | None = None,
         trainable_only: bool = False,
+        rounding: Rounding | None = None,
     ):
         super().__init__()
         _one_of("unit", unit, UNITS)
         _one_of("buffers", buffers, get_args(Buffers))
         _one_of("on_nonfinite", on_nonfinite, (None, *get_args(OnNonfinite)))
+        _one_of("rounding", rounding, (None, *get_args(Rounding)))
         if buffers == "follow" and unit != "layer":
             raise ValueError(
-                f"buffers='follow' needs unit='layer', got unit={unit!r}: a buffer shares its module's draw"
+                f"buffers='follow' needs unit='layer', got unit={unit!r}: buffers share their module's draw"
             )
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
@@ -113,12 +120,12 @@ class Teacher(nn.Module):
         self.seed = seed
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
+        self.rounding: Rounding = rounding or "stochastic"
         self.step = 0
         self.skipped = 0
         source, what = (unwrap(student), "student") if module is None else (module, "module")
         check_tensors(source, what, dtype)
-        pairs = [] if module is None else pair_tensors(module, student)
-        for pair in pairs:
+        for pair in [] if module is None else pair_tensors(module, student):
             if not pair.is_buffer and memory(pair.teacher) == memory(pair.student):
                 raise ValueError(f"module shares its tensor {pair.name!r} with the student: pass a separate copy")
         with torch.inference_mode(False):  # inference tensors cannot be written to outside of inference mode
@@ -182,12 +189,7 @@ class Teacher(nn.Module):
     def _update(self, student: nn.Module) -> None:
         self._check_no_swap()
         plan = self._current_plan(student)
-        for frozen, parameter in plan.shared:
-            if parameter.requires_grad:
-                raise ValueError(
-                    f"{frozen!r} was frozen when this teacher of trainable_only=True was built, and now requires a "
-                    "gradient: build a new Teacher, which copies it"
-                )
+        plan.check_shared()
         momentum, preserve_prob = self.smoothing.at(self.step)
         buffer_momentum = self.smoothing.buffer_momentum_at(self.step)
         if self.on_nonfinite is not None and (name := plan.first_nonfinite()) is not None:
@@ -263,10 +265,9 @@ class Teacher(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         state = super().state_dict(*args, **kwargs)
-        if self._shared:
-            prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "") + "module."
-            for name in self._shared_state():
-                del state[prefix + name]
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "") + "module."
+        for name in self._shared_state():
+            del state[prefix + name]
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -292,6 +293,7 @@ class Teacher(nn.Module):
 
     def _state(self) -> dict[str, Any]:
         self._check_no_swap()  # or a state dict would hold the student
+        half = any(tensor.dtype in HALF for tensor in (*self.module.parameters(), *self.module.buffers()))
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -300,6 +302,7 @@ class Teacher(nn.Module):
             "unit": self.unit,
             "buffers": self.buffer_policy,
             "trainable_only": bool(self._shared),
+            "rounding": self.rounding if half else None,  # None: it has no effect
         }
 
     def extra_repr(self) -> str:
@@ -317,8 +320,8 @@ class Teacher(nn.Module):
             raise ValueError("teacher and student are swapped: call the student, or end the swap to use the teacher")
 
     def _settings(self) -> Settings:
-        own_momentum = self.smoothing.buffer_momentum is not None
-        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own_momentum, self._shared)
+        own = self.smoothing.buffer_momentum is not None
+        return Settings(self.seed, self.unit, self.group, self.buffer_policy, own, self.rounding, self._shared)
 
     def _current_plan(self, student: nn.Module) -> Plan:
         """The cached plan, rebuilt if stale."""

@@ -26,6 +26,8 @@ class MaskLayout(NamedTuple):
         unit_size: elements that share one draw.
         units: number of draws of the whole global tensor.
         row, stride, offset: the shard, see `shards.rows`.
+        rounding: Philox's key of stochastic rounding, in which element g takes draw g; None: values are rounded as by
+            `torch.lerp`.
     """
 
     key: tuple[int, int] | None
@@ -34,6 +36,7 @@ class MaskLayout(NamedTuple):
     row: int
     stride: int
     offset: int
+    rounding: tuple[int, int] | None = None
 
     @property
     def whole(self) -> bool:
@@ -55,6 +58,12 @@ def mask_layout(tensor: Tensor, name: str, unit: Unit, seed: int, group: Group |
 def unmasked(tensor: Tensor) -> MaskLayout:
     """The layout of a local tensor that is never preserved, such as an averaged buffer."""
     return MaskLayout(None, 1, tensor.numel(), tensor.numel(), tensor.numel(), 0)
+
+
+def rounded(layout: MaskLayout, tensor: Tensor, name: str, seed: int) -> MaskLayout:
+    """The layout with stochastic rounding, by draws that depend on no mask."""
+    row, stride, offset = rows(tensor, name)
+    return layout._replace(row=row, stride=stride, offset=offset, rounding=draw_key(seed, name, "rounding"))
 
 
 def draw_name(name: str, unit: Unit, group: Group | None = None) -> str:

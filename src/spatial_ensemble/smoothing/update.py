@@ -15,8 +15,9 @@ from spatial_ensemble.smoothing.draw import threshold
 from spatial_ensemble.smoothing.kernels.plain import capturing, nonfinite
 from spatial_ensemble.smoothing.kernels.protocol import Triple
 from spatial_ensemble.smoothing.pairing import Pair, pair_tensors
+from spatial_ensemble.smoothing.rounding import HALF, Rounding
 from spatial_ensemble.smoothing.shards import is_sharded, least, local
-from spatial_ensemble.smoothing.units import Group, MaskLayout, Unit, mask_layout, unmasked
+from spatial_ensemble.smoothing.units import Group, MaskLayout, Unit, mask_layout, rounded, unmasked
 
 Buffers = Literal["average", "copy", "follow", "keep"]
 
@@ -29,6 +30,7 @@ class Settings(NamedTuple):
     group: Group | None
     buffers: Buffers
     own_buffer_momentum: bool
+    rounding: Rounding = "nearest"
     shared: frozenset[str] = frozenset()
 
     def layout(self, pair: Pair) -> MaskLayout | None:
@@ -36,8 +38,14 @@ class Settings(NamedTuple):
         if not pair.is_inexact:
             return None
         if not pair.is_buffer or self.buffers == "follow":
-            return mask_layout(pair.teacher, pair.name, self.unit, self.seed, self.group)
-        return unmasked(local(pair.teacher)) if self.buffers == "average" else None
+            layout = mask_layout(pair.teacher, pair.name, self.unit, self.seed, self.group)
+        elif self.buffers == "average":
+            layout = unmasked(local(pair.teacher))
+        else:
+            return None
+        if self.rounding == "stochastic" and pair.teacher.dtype in HALF:
+            return rounded(layout, pair.teacher, pair.name, self.seed)
+        return layout
 
 
 class Plan:
@@ -94,6 +102,15 @@ class Plan:
             and all(map(is_, map(local, self._sharded), self._shards))  # FSDP2 and module.to replace local tensors
             and self._read_memory() == self._memory
         )
+
+    def check_shared(self) -> None:
+        """Refuse parameters that a teacher of trainable_only=True shares and that are trained now."""
+        for name, parameter in self.shared:
+            if parameter.requires_grad:
+                raise ValueError(
+                    f"{name!r} was frozen when this teacher of trainable_only=True was built, and now requires a "
+                    "gradient: build a new Teacher, which copies it"
+                )
 
     def run(self, step: int, momentum: float, preserve_prob: float, buffer_momentum: float) -> None:
         """Update the teacher at a step."""

@@ -1,4 +1,4 @@
-"""The rule on the CPU: one parallel pass over a table of float32 tensors, in loops compiled by numba (cpu_loops.py).
+"""The rule on the CPU: one parallel pass over a table of tensors, in loops compiled by numba (cpu_loops.py).
 
 Each thread takes chunks of the table until none is left. The threads are torch's own OpenMP team, not numba's: `prange`
 would add a second pool beside it, ignore `torch.set_num_threads`, and abort in a forked worker. The arithmetic is that
@@ -22,11 +22,13 @@ from spatial_ensemble.smoothing.kernels.flat import is_flat
 from spatial_ensemble.smoothing.kernels.protocol import Kernel, Triple
 from spatial_ensemble.smoothing.units import MaskLayout
 
-STUDENTS = {torch.float32: loops.FLOAT32, torch.bfloat16: loops.BFLOAT16, torch.float16: loops.FLOAT16}
+DTYPES = {torch.float32: loops.FLOAT32, torch.bfloat16: loops.BFLOAT16, torch.float16: loops.FLOAT16}
 
 
 class CpuKernel(Kernel):
-    """Takes flat tensors: float32 teachers of float32, bfloat16 or float16 students."""
+    """Takes flat tensors: float32 teachers of float32, bfloat16 or float16 students, and half-precision teachers of
+    students in the same dtype that are rounded stochastically.
+    """
 
     def __init__(self, triples: Sequence[Triple]):
         self._teacher = [t for t, _, _ in triples]
@@ -36,8 +38,10 @@ class CpuKernel(Kernel):
         rows: list[tuple[int, ...]] = []
         chunks = 0
         for t, s, layout in filled:
-            draws = (layout.key is not None, layout.whole, *(layout.key or (0, 0)), layout.unit_size, *layout[3:])
-            rows.append((t.data_ptr(), s.data_ptr(), STUDENTS[s.dtype], t.numel(), chunks, 0, *draws))
+            keys = *(layout.key or (0, 0)), *(layout.rounding or (0, 0))
+            draws = layout.key is not None, layout.whole, *keys, layout.unit_size, layout.row, layout.stride
+            dtypes = t.dtype != torch.float32, DTYPES[s.dtype]
+            rows.append((t.data_ptr(), s.data_ptr(), *dtypes, t.numel(), chunks, 0, *draws, layout.offset))
             chunks += -(-t.numel() // loops.CHUNK)
         self._rows = np.array(rows, loops.ROW)
         self._job = loops.Job(chunks=chunks, rows=self._rows.ctypes.data, tensors=len(rows))
@@ -45,7 +49,9 @@ class CpuKernel(Kernel):
     @staticmethod
     def takes(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
         on_cpu = t.device.type == s.device.type == "cpu"
-        return on_cpu and t.dtype == torch.float32 and s.dtype in STUDENTS and is_flat(t, s, layout)
+        float32 = t.dtype == torch.float32 and s.dtype in DTYPES
+        half = layout.rounding is not None and t.dtype == s.dtype
+        return on_cpu and (float32 or half) and is_flat(t, s, layout)
 
     def run(self, step: int, threshold: int, weight: float) -> None:
         torch.autograd.graph.increment_version(self._teacher)

@@ -9,13 +9,14 @@ from spatial_ensemble.smoothing.units import MaskLayout
 def is_flat(t: Tensor, s: Tensor, layout: MaskLayout) -> bool:
     """Whether both tensors are plain, dense and laid out alike, so that a kernel may run through their memory.
 
-    Memory order must be row-major, unless the draws do not depend on it: one for the whole tensor, or one a channel.
+    Memory order must be row-major, unless the draws do not depend on it: one for the whole tensor, or one a channel,
+    and no stochastic rounding.
     """
     if not (_is_plain(t) and _is_plain(s)):
         return False
     if t.is_contiguous() and s.is_contiguous():
         return True
-    if _order(t) != _order(s) or not _is_dense(t):
+    if layout.rounding is not None or _order(t) != _order(s) or not _is_dense(t):
         return False
     if layout.whole:
         return True

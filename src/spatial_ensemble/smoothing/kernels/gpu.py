@@ -28,10 +28,13 @@ from spatial_ensemble.smoothing.units import MaskLayout
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 CHUNK = 4096  # elements per program: eight spans of 512 draws
-WHOLE, ELEMENTS, UNITS = range(3)  # how a program maps elements to draws
+# How a program maps elements to draws: one for the tensor; one an element, in spans of 512 draws; one a unit; or one
+# for the tensor, but in spans, since each element is rounded by a draw of its own.
+WHOLE, ELEMENTS, UNITS, SPANS = range(4)
 SMALL, LARGE, COPY = range(3)  # torch.lerp's formulas for weights below and above one half; weight 1
 
-_CHUNK, _WHOLE, _ELEMENTS, _SMALL, _COPY = (tl.constexpr(value) for value in (CHUNK, WHOLE, ELEMENTS, SMALL, COPY))
+_CHUNK, _WHOLE, _UNITS, _SPANS = (tl.constexpr(value) for value in (CHUNK, WHOLE, UNITS, SPANS))
+_SMALL, _COPY = tl.constexpr(SMALL), tl.constexpr(COPY)
 
 _captured: "list[GpuKernel]" = []  # kept for the life of the process: graphs read the memory they hold
 
@@ -42,9 +45,10 @@ class Kind(NamedTuple):
     device: torch.device
     teacher: torch.dtype
     student: torch.dtype
-    draws: int  # WHOLE, ELEMENTS or UNITS
+    draws: int  # WHOLE, ELEMENTS, UNITS or SPANS
     group: int  # neighbouring elements that share a draw
     wide: bool  # whether addresses and sizes are multiples of 16, for vector loads
+    rounds: bool  # stochastically
 
 
 class GpuKernel(Kernel):
@@ -84,7 +88,8 @@ class GpuKernel(Kernel):
                 clock.fill_(step)
         for kind, rows, chunks in self._launches:
             # At a threshold of 0 nothing is preserved: no draws are needed.
-            draws, group = (WHOLE, 1) if threshold == 0 and kind.draws == UNITS else (kind.draws, kind.group)
+            drawless = threshold == 0 and kind.draws == UNITS and not kind.rounds
+            draws, group = (WHOLE, 1) if drawless else (kind.draws, kind.group)
             tensors = rows.shape[1]
             with torch.cuda.device(kind.device) if kind.device.type == "cuda" else contextlib.nullcontext():
                 _smooth[(chunks,)](
@@ -100,6 +105,7 @@ class GpuKernel(Kernel):
                     STUDENT=DTYPES[kind.student],
                     BITS=max(tensors - 1, 1).bit_length(),
                     WIDE=kind.wide,
+                    ROUND=kind.rounds and formula != COPY,
                     enable_fp_fusion=False,  # `_move` fuses explicitly
                 )
         for clock in self._clocks.values():
@@ -123,22 +129,23 @@ def works() -> bool:
 
 def _kind(t: Tensor, s: Tensor, layout: MaskLayout) -> Kind:
     wide = all(number % 16 == 0 for number in (t.data_ptr(), s.data_ptr(), t.numel()))
-    if layout.whole:
-        return Kind(t.device, t.dtype, s.dtype, WHOLE, 1, wide)
-    if layout.unit_size == 1 and layout.row == t.numel():
-        return Kind(t.device, t.dtype, s.dtype, ELEMENTS, 1, False)
+    rounds, flat = layout.rounding is not None, layout.row == t.numel()
+    if layout.whole and (flat or not rounds):
+        return Kind(t.device, t.dtype, s.dtype, SPANS if rounds else WHOLE, 1, wide and not rounds, rounds)
+    if layout.unit_size == 1 and flat:
+        return Kind(t.device, t.dtype, s.dtype, ELEMENTS, 1, False, rounds)
     together = all(number % 8 == 0 for number in (layout.unit_size, layout.row, layout.stride, layout.offset))
-    return Kind(t.device, t.dtype, s.dtype, UNITS, 8 if together else 1, wide and together)
+    return Kind(t.device, t.dtype, s.dtype, UNITS, 8 if together else 1, wide and together, rounds)
 
 
 def _rows(kind: Kind, triples: Sequence[Triple]) -> tuple[Tensor, int]:
     """(int64 [fields, tensors] on the device, number of chunks)."""
     rows, chunks = [], 0
     for t, s, layout in triples:
-        key = layout.key or (0, 0)
+        key, rounding = layout.key or (0, 0), layout.rounding or (0, 0)
         fields = (t.data_ptr(), s.data_ptr(), t.numel(), chunks, layout.key is not None, *key, layout.unit_size)
-        rows.append([*map(int, fields), layout.row, layout.stride, layout.offset])
-        skipped = layout.offset % 512 if kind.draws == ELEMENTS else 0  # align chunks with spans of 512 draws
+        rows.append([*map(int, fields), layout.row, layout.stride, layout.offset, *rounding])
+        skipped = layout.offset % 512 if kind.draws in (ELEMENTS, SPANS) else 0  # align chunks with spans of 512 draws
         chunks += -(-(skipped + t.numel()) // CHUNK)
     return torch.tensor(rows, dtype=torch.int64, device="cpu").t().contiguous().to(kind.device), chunks
 
@@ -169,15 +176,30 @@ def _draws(index, key0, key1, step):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _move(teacher, student, j, moves, factor, FORMULA: tl.constexpr):  # type: ignore[no-untyped-def]
+def _move(teacher, student, j, moves, factor, noise, FORMULA: tl.constexpr, ROUND: tl.constexpr):  # type: ignore[no-untyped-def]
     """T <- T + weight * (S - T) at the elements j that move."""
     s = tl.load(student + j, mask=moves).to(tl.float32)
+    if ROUND:
+        s = s.to(teacher.dtype.element_ty).to(tl.float32)
     if FORMULA == _COPY:
         moved = s
     else:
         t = tl.load(teacher + j, mask=moves).to(tl.float32)
         moved = tl.fma(s - t, tl.zeros_like(t) + factor, t if FORMULA == _SMALL else s)
+    if ROUND:
+        moved = _round(moved, noise, teacher.dtype.element_ty == tl.bfloat16)
     tl.store(teacher + j, moved.to(teacher.dtype.element_ty), mask=moves)
+
+
+@triton.jit
+def _round(x, noise, BFLOAT16: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Stochastic rounding to bfloat16 or float16 by draws of 16 bits, as in rounding.py."""
+    DROPPED: tl.constexpr = 16 if BFLOAT16 else 13
+    base = tl.where(tl.abs(x) < (0.0 if BFLOAT16 else 2.0**-14), 2.0**-14, 0.0)
+    bits = (tl.abs(x) + base).to(tl.int32, bitcast=True) + (noise >> 16 - DROPPED)
+    size = (bits >> DROPPED << DROPPED).to(tl.float32, bitcast=True) - base
+    sign = x.to(tl.int32, bitcast=True) & -0x80000000
+    return tl.where(x == x, (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True), x)
 
 
 @triton.jit(do_not_specialize=["tensors", "threshold", "factor"])
@@ -194,6 +216,7 @@ def _smooth(  # type: ignore[no-untyped-def]
     STUDENT: tl.constexpr,
     BITS: tl.constexpr,
     WIDE: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     chunk = tl.program_id(0).to(tl.int64)
     i = chunk * 0  # the last tensor whose first chunk is not beyond this one, by binary search
@@ -208,27 +231,41 @@ def _smooth(  # type: ignore[no-untyped-def]
     if WIDE:
         teacher, student, numel = tl.multiple_of(teacher, 16), tl.multiple_of(student, 16), tl.multiple_of(numel, 16)
     start = (chunk - tl.load(rows + 3 * tensors)) * _CHUNK
-    drawn = tl.load(rows + 4 * tensors)
+    threshold = tl.where(tl.load(rows + 4 * tensors) == 0, 0, threshold)  # under no mask
     key0, key1 = tl.load(rows + 5 * tensors).to(tl.uint32), tl.load(rows + 6 * tensors).to(tl.uint32)
     unit_size, row, stride = tl.load(rows + 7 * tensors), tl.load(rows + 8 * tensors), tl.load(rows + 9 * tensors)
     offset = tl.load(rows + 10 * tensors)
+    round0, round1 = tl.load(rows + 11 * tensors).to(tl.uint32), tl.load(rows + 12 * tensors).to(tl.uint32)
     step = tl.load(clock)
     if DRAWS == _WHOLE:
-        moves = (drawn == 0) | (_draws(chunk * 0, key0, key1, step) >= threshold)
+        moves = _draws(chunk * 0, key0, key1, step) >= threshold
         j = start + tl.arange(0, _CHUNK)
-        _move(teacher, student, j, j < tl.where(moves, numel, 0), factor, FORMULA)
-    elif DRAWS == _ELEMENTS:
-        lane = tl.arange(0, _CHUNK // 8)
-        element = offset // 512 * 512 + start  # the first of the chunk, in the global tensor
-        c0, c1, c2, c3 = _philox(element // 512 * 64 + lane, key0, key1, step)
-        for part in tl.static_range(8):  # of each 512 draws the 64 that lie side by side
-            word = c0 if part < 2 else c1 if part < 4 else c2 if part < 6 else c3
-            draw = (word >> (16 * (part % 2)) & 0xFFFF).to(tl.int32)
-            j = element - offset + lane // 64 * 512 + part * 64 + lane % 64
-            _move(teacher, student, j, (j >= 0) & (j < numel) & (draw >= threshold), factor, FORMULA)
-    else:
+        _move(teacher, student, j, j < tl.where(moves, numel, 0), factor, 0, FORMULA, False)
+    elif DRAWS == _UNITS:
         head = start + tl.arange(0, _CHUNK // GROUP) * GROUP
         unit = (head // row * stride + offset + head % row) // unit_size
         moves = _draws(unit, key0, key1, step) >= threshold
         j = head[:, None] + tl.arange(0, GROUP)[None, :]
-        _move(teacher, student, j, (j < numel) & moves[:, None], factor, FORMULA)
+        noise = _draws(j // row * stride + offset + j % row, round0, round1, step) if ROUND else 0
+        _move(teacher, student, j, (j < numel) & moves[:, None], factor, noise, FORMULA, ROUND)
+    else:
+        lane = tl.arange(0, _CHUNK // 8)
+        element = offset // 512 * 512 + start  # the first of the chunk, in the global tensor
+        block = element // 512 * 64 + lane
+        if DRAWS == _SPANS:
+            numel = tl.where(_draws(chunk * 0, key0, key1, step) >= threshold, numel, 0)
+        else:
+            c0, c1, c2, c3 = _philox(block, key0, key1, step)
+        if ROUND:
+            n0, n1, n2, n3 = _philox(block, round0, round1, step)
+        for part in tl.static_range(8):  # of each 512 draws the 64 that lie side by side
+            j = element - offset + lane // 64 * 512 + part * 64 + lane % 64
+            moves = (j >= 0) & (j < numel)
+            noise = 0
+            if DRAWS != _SPANS:
+                word = c0 if part < 2 else c1 if part < 4 else c2 if part < 6 else c3
+                moves &= (word >> (16 * (part % 2)) & 0xFFFF).to(tl.int32) >= threshold
+            if ROUND:
+                word = n0 if part < 2 else n1 if part < 4 else n2 if part < 6 else n3
+                noise = (word >> (16 * (part % 2)) & 0xFFFF).to(tl.int32)
+            _move(teacher, student, j, moves, factor, noise, FORMULA, ROUND)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spatial_ensemble.smoothing.draw import draws_at, draws_between
 from spatial_ensemble.smoothing.kernels.protocol import Kernel, Triple
+from spatial_ensemble.smoothing.rounding import stochastic
 from spatial_ensemble.smoothing.units import MaskLayout
 
 CHUNK = 1 << 13  # elements per piece: temporary memory stays below 1 MiB for any model
@@ -29,22 +30,29 @@ class PlainKernel(Kernel):
         return nonfinite([s for _, s, _ in self._triples])
 
     def run(self, step: int, threshold: int, weight: float) -> None:
-        if threshold and capturing():
+        rounds = weight != 1 and any(layout.rounding is not None for _, _, layout in self._triples)
+        if (threshold or rounds) and capturing():
             raise RuntimeError(
-                "plain torch cannot be captured in a CUDA graph: each replay would preserve the same units; "
+                "plain torch cannot be captured in a CUDA graph: each replay would repeat the same draws; "
                 "call update outside of the graph, or install triton and use tensors that its kernel supports"
             )
         whole = [triple for triple in self._triples if triple[2].whole or threshold == 0]
         replaced = _replaced([layout for _, _, layout in whole], step, threshold)
-        moved = [(t, s) for (t, s, _), moves in zip(whole, replaced, strict=True) if moves]
-        for _, alike in groupby(moved, key=lambda pair: _kind(*pair)):
+        moved = [triple for triple, moves in zip(whole, replaced, strict=True) if moves]
+        if rounds:
+            for t, s, layout in moved:
+                if layout.rounding is not None:
+                    _mix_fragments_(t, s, layout, step, 0, weight)
+            moved = [triple for triple in moved if triple[2].rounding is None]
+        for _, alike in groupby(moved, key=lambda triple: _kind(*triple[:2])):
             pairs = list(alike)
-            _mix_([t for t, _ in pairs], [s for _, s in pairs], weight)
+            _mix_([t for t, _, _ in pairs], [s for _, s, _ in pairs], weight)
         if threshold:
             for t, s, layout in self._triples:
                 if layout.whole:
                     continue
-                if t.device.type == "cpu" and t.ndim and t.numel() == layout.row == t.shape[0] * layout.unit_size:
+                slices = bool(t.ndim) and t.numel() == layout.row == t.shape[0] * layout.unit_size
+                if t.device.type == "cpu" and slices and not (rounds and layout.rounding is not None):
                     _mix_rows_(t, s, layout, step, threshold, weight)
                 else:
                     _mix_fragments_(t, s, layout, step, threshold, weight)
@@ -116,15 +124,19 @@ def _mix_rows_(t: Tensor, s: Tensor, layout: MaskLayout, step: int, threshold: i
 
 def _mix_fragments_(t: Tensor, s: Tensor, layout: MaskLayout, step: int, threshold: int, weight: float) -> None:
     for start, t_piece, s_piece in _pieces(t, s):
-        keep = (_piece_draws(layout, step, start, t_piece) < threshold).view(t_piece.shape)
         moved = s_piece.to(t.device, t.dtype)
-        if weight != 1:
+        if weight != 1 and layout.rounding is not None:
+            draws = _piece_draws(layout._replace(key=layout.rounding, unit_size=1), step, start, t_piece)
+            moved = stochastic(t_piece.float().lerp(moved.float(), weight), draws, t.dtype)
+        elif weight != 1:
             moved = t_piece.lerp(moved, weight)
-        t_piece.copy_(torch.where(keep, t_piece, moved))
+        if threshold:
+            moved = torch.where(_piece_draws(layout, step, start, t_piece) < threshold, t_piece, moved)
+        t_piece.copy_(moved)
 
 
 def _piece_draws(layout: MaskLayout, step: int, start: int, piece: Tensor) -> Tensor:
-    """The draws of a piece's elements; its first is element `start` of the local tensor."""
+    """The draws of a piece's elements, in its shape; its first is element `start` of the local tensor."""
     assert layout.key is not None
 
     def unit(element: Any) -> Any:  # of int or Tensor
@@ -133,11 +145,11 @@ def _piece_draws(layout: MaskLayout, step: int, start: int, piece: Tensor) -> Te
     stop = start + piece.numel()
     first, last = unit(start), unit(stop - 1)
     if last - first >= 2 * max(CHUNK, piece.numel()):  # a narrow column of a wide matrix: its draws are far apart
-        return draws_at(layout.key, step, unit(torch.arange(start, stop, device=piece.device)))
+        return draws_at(layout.key, step, unit(torch.arange(start, stop, device=piece.device))).view(piece.shape)
     draws = draws_between(layout.key, step, first, last + 1, piece.device)
-    if len(draws) == piece.numel():
-        return draws
-    return draws[unit(torch.arange(start, stop, device=piece.device)) - first]
+    if len(draws) != piece.numel():
+        draws = draws[unit(torch.arange(start, stop, device=piece.device)) - first]
+    return draws.view(piece.shape)
 
 
 def _pieces(t: Tensor, s: Tensor, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -17,7 +17,8 @@ class Kernel(Protocol):
         T <- K * T + (1 - K) * (T + weight * (S - T)),    weight = 1 - m
 
     A kernel may keep addresses: it is valid while its tensors keep their memory, shapes and strides, which
-    `update.Plan.is_current` checks. Values are rounded as by `torch.lerp`.
+    `update.Plan.is_current` checks. Values are rounded as by `torch.lerp`; with a key for rounding, the student is cast
+    to the teacher's dtype, the rule computed in float32, and `rounding.stochastic` applied, unless the weight is 1.
     """
 
     def __init__(self, triples: Sequence[Triple]) -> None: ...
