@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.options import flag
 from spatial_ensemble.studies.arms import KNOWN, SMOOTHINGS, Arm, resolve
 from spatial_ensemble.studies.comparison import Comparison, Design
 from spatial_ensemble.studies.job import Job, run
@@ -18,8 +19,8 @@ from spatial_ensemble.studies.pool import run_jobs
 from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import restore
-from spatial_ensemble.training.config import Config, TeacherConfig, build_smoothing, flag
+from spatial_ensemble.training.build import build_smoothing, restore
+from spatial_ensemble.training.config import Config, TeacherConfig
 from spatial_ensemble.training.prepare import check
 from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE
 

@@ -12,8 +12,8 @@ from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import derive_seed
-from spatial_ensemble.smoothing import Teacher
-from spatial_ensemble.training.config import Config, build_smoothing, update_every
+from spatial_ensemble.smoothing import Schedule, Smoothing, Teacher, cosine, warmup
+from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.determinism import own_random_state, seed_torch
 
 
@@ -69,14 +69,39 @@ def load_backbone(method: Method, path: Path) -> None:
 
 def build_teacher(config: Config, method: Method) -> Teacher:
     """The teacher of the method's student, a copy of it."""
-    return Teacher(
-        method.student,
-        build_smoothing(config),
-        unit=config.teacher.unit,
-        buffers=config.teacher.buffers,
-        seed=derive_seed(config.run.seed, "teacher"),
-        update_every=update_every(config),
-    )
+    rule, update_every = _rule(config)
+    seed = derive_seed(config.run.seed, "teacher")
+    unit, buffers = config.teacher.unit, config.teacher.buffers
+    return Teacher(method.student, rule, unit=unit, buffers=buffers, seed=seed, update_every=update_every)
+
+
+def build_smoothing(config: Config) -> Smoothing:
+    """The rule of a configuration: all smoothings come from the same momentum and preserve_prob.
+
+    Example:
+        >>> from spatial_ensemble.training.recipes import default
+        >>> config = default("byol", "digits").replace(momentum=0.99, preserve_prob=0.5)
+        >>> build_smoothing(config.replace(smoothing="tma-matched"))
+        Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
+    """
+    return _rule(config)[0]
+
+
+def _rule(config: Config) -> tuple[Smoothing, int]:
+    """The rule, and every how many steps the teacher is updated by it."""
+    teacher, smoothing = config.teacher, config.teacher.smoothing
+    momentum: float | Schedule = teacher.momentum
+    if smoothing in ("se", "se-matched"):
+        momentum = 0.0
+    elif teacher.momentum_schedule == "cosine":
+        momentum = cosine(teacher.momentum, 1.0, config.run.steps)
+    elif teacher.momentum_schedule == "warmup":
+        momentum = warmup(teacher.momentum)
+    rule = Smoothing(momentum, 0.0 if smoothing == "tma" else teacher.preserve_prob, teacher.buffer_momentum)
+    if smoothing == "every":
+        every, rule = rule.every()
+        return rule, every
+    return rule.matched() if smoothing.endswith("-matched") else rule, 1
 
 
 def describe(data: ImageData) -> dict[str, Any]:

@@ -5,7 +5,7 @@ In YAML files, in checkpoints and on the command line it is flat: the names of t
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,10 @@ import yaml  # type: ignore[import-untyped]
 
 from spatial_ensemble import methods
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.options import check_types
-from spatial_ensemble.smoothing.rule import Schedule, Smoothing
-from spatial_ensemble.smoothing.schedule import cosine, warmup
+from spatial_ensemble.methods.options import check_types, flag
+from spatial_ensemble.smoothing.rule import Smoothing
 
 SmoothingName = Literal["sts", "se", "tma", "tma-matched", "se-matched", "every"]
-
-
-def flag(name: str) -> str:
-    """batch_size -> --batch-size."""
-    return "--" + name.replace("_", "-")
 
 
 def _require(part: object, name: str, ok: Callable[[Any], bool], what: str) -> None:
@@ -170,16 +164,6 @@ class RunConfig:
             _require(self, name, lambda value: value >= 1, "at least 1")
 
 
-PARTS: dict[str, type[Any]] = {
-    "images": ImagesConfig,
-    "model": ModelConfig,
-    "teacher": TeacherConfig,
-    "optim": OptimConfig,
-    "run": RunConfig,
-}
-SETTINGS = frozenset(field.name for part in PARTS.values() for field in fields(part))  # those of every run
-
-
 @dataclass(frozen=True)
 class Config:
     """A training run: the same configuration on the same machine gives the same bits.
@@ -215,10 +199,9 @@ class Config:
         if type(self.options) is not kind:
             raise UserError(f"options of {self.method} must be {kind.__module__}.{kind.__qualname__}")
         check_types(self.options)
-        if not 0 <= self.optim.warmup_steps <= self.run.steps:
-            raise UserError(
-                f"--warmup-steps must be from 0 to --steps ({self.run.steps}), got {self.optim.warmup_steps}"
-            )
+        steps, warmup = self.run.steps, self.optim.warmup_steps
+        if not 0 <= warmup <= steps:
+            raise UserError(f"--warmup-steps must be from 0 to --steps ({steps}), got {warmup}")
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> "Config":
@@ -289,6 +272,10 @@ class Config:
         return {name: (before[name], now[name]) for name in names}
 
 
+PARTS: dict[str, Any] = {part.name: part.type for part in fields(Config) if is_dataclass(part.type)}
+SETTINGS = frozenset(field.name for part in PARTS.values() for field in fields(part))  # those of every run
+
+
 def options_of(method: str) -> type[Any]:
     """The dataclass of a method's options.
 
@@ -314,42 +301,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"the configuration {path} must hold lines of the form name: value")
     return content
-
-
-def build_smoothing(config: Config) -> Smoothing:
-    """The rule of a configuration: all smoothings come from the same momentum and preserve_prob.
-
-    Example:
-        >>> config = Config("fixmatch", ImagesConfig("digits"))
-        >>> build_smoothing(config.replace(smoothing="tma-matched", momentum=0.99, preserve_prob=0.5))
-        Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
-    """
-    rule = _rule(config)
-    match config.teacher.smoothing:
-        case "tma-matched" | "se-matched":
-            return rule.matched()
-        case "every":
-            return rule.every()[1]
-        case _:
-            return rule
-
-
-def update_every(config: Config) -> int:
-    """Every how many steps the teacher of a configuration is updated."""
-    return _rule(config).every()[0] if config.teacher.smoothing == "every" else 1
-
-
-def _rule(config: Config) -> Smoothing:
-    """The rule itself, or the one that its smoothing is derived from."""
-    teacher = config.teacher
-    momentum: float | Schedule = teacher.momentum
-    if teacher.smoothing in ("se", "se-matched"):
-        momentum = 0.0
-    elif teacher.momentum_schedule == "cosine":
-        momentum = cosine(teacher.momentum, 1.0, config.run.steps)
-    elif teacher.momentum_schedule == "warmup":
-        momentum = warmup(teacher.momentum)
-    return Smoothing(momentum, 0.0 if teacher.smoothing == "tma" else teacher.preserve_prob, teacher.buffer_momentum)
 
 
 def _pick(part: type[Any], flat: Mapping[str, Any]) -> Any:

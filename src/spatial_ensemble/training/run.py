@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.options import flag
 from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing.kernels.plain import nonfinite
 from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.averages import Averages
 from spatial_ensemble.training.build import describe, load_weights
-from spatial_ensemble.training.config import Config, flag
+from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.determinism import deterministic_cudnn, own_random_state, seed_torch
 from spatial_ensemble.training.evaluate import measure
 from spatial_ensemble.training.logs import Row, progress_bar, tensorboard, write_csv
