@@ -214,7 +214,7 @@ def _ages(study: Comparison, out: Path) -> Ages | None:
             steps = {}
             for seed in seeds:
                 path = out / "runs" / f"{arm.name}-seed{seed}" / CHECKPOINT
-                _, _, teacher = restore(checkpoint.load(path), path)
+                teacher = restore(path)[-1]
                 found = teacher.age()
                 in_order = [name for name, _ in teacher.module.named_parameters() if name in found]
                 steps[seed] = {name: found[name].reshape(-1).numpy() for name in in_order}

@@ -59,11 +59,7 @@ def clear(path: Path) -> None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint with its digest.
-
-    Args:
-        path: the file.
-        content: as SCHEMA has it; "format" is added.
+    """Write a checkpoint with its digest; "format" is added to the content.
 
     Raises:
         UserError: a network keeps a state that no checkpoint can hold.
@@ -87,10 +83,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
-
-    Returns:
-        What `save` was given, and "format".
+    """Read a checkpoint onto the CPU: what `save` was given, and "format".
 
     Raises:
         UserError: no such file; not a checkpoint, or one of another format; damaged or edited.
@@ -117,7 +110,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if stored != found:
         raise UserError(f"checkpoint {path} is damaged or was edited (wrong digest): use a copy, or train again")
-    if mismatch := _mismatch(content, SCHEMA, "content"):
+    if mismatch := _mismatch(content, SCHEMA, "content") or _contradiction(content):
         raise UserError(f"checkpoint {path} does not hold what a run writes: {mismatch}")
     return content
 
@@ -185,3 +178,14 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
             return f"{where} has the unknown key {unknown[0]!r}"
         parts = [(item, schema[key if key in schema else rest], f"{where}.{key}") for key, item in value.items()]
     return next(filter(None, (_mismatch(*part) for part in parts)), "")
+
+
+def _contradiction(content: dict[str, Any]) -> str:
+    """A value that no run writes, though its type is right; empty if none."""
+    data = content["data"]
+    if not len(data["mean"]) == len(data["std"]) == data["channels"]:
+        return f"content.data.mean and content.data.std need {data['channels']} values, one a channel"
+    if content["step"] < 0 or data["size"] < 1:
+        return "content.step or content.data.size is too small"
+    wrong = [name for name, (total, number) in content["running"].items() if total.shape != () or not number > 0]
+    return f"content.running.{wrong[0]} is no sum of values" if wrong else ""

@@ -11,7 +11,6 @@ from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.sources import load
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import accuracy
-from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.processes import choose_device
 
@@ -19,22 +18,17 @@ Protocol = Literal["accuracy", "knn", "linear", "linear-paper"]
 Which = Literal["teacher", "student"]
 
 
-def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: int = 0) -> float:
+def measure(student: nn.Module, data: ImageData, protocol: Protocol) -> float:
     """Accuracy in per cent; nan if no image has a label.
 
-    Args:
-        student: a network with its `backbone`.
-        data: with the mean and std for normalisation.
-        protocol: accuracy of the network's own outputs, of nearest neighbours of its backbone's features, or of a
-            linear probe of them (the standard one, or the paper's with its BatchNorm1d).
-        seed: of the linear probe.
+    Of the network's own outputs, of nearest neighbours of its backbone's features, or of a linear probe of them: the
+    standard one, or the paper's with its BatchNorm1d.
     """
     if not data.classes:
         return math.nan
     if protocol == "accuracy":
         return accuracy(student, data.test, data.mean, data.std)
-    backbone = student.backbone
-    assert isinstance(backbone, nn.Module)
+    backbone = student.get_submodule("backbone")
     if protocol == "knn":
         from spatial_ensemble.evaluation.knn import knn_accuracy
 
@@ -42,7 +36,7 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
     from spatial_ensemble.evaluation.linear import linear_accuracy
 
     kind: Literal["paper", "standard"] = "paper" if protocol == "linear-paper" else "standard"
-    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=kind, seed=seed)
+    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=kind)
 
 
 def evaluate(
@@ -72,8 +66,7 @@ def evaluate(
     Raises:
         UserError: no checkpoint, no classifier, or images or classes that do not fit the network.
     """
-    content = checkpoint.load(path)
-    config, method, teacher = restore(content, path)
+    content, config, method, teacher = restore(path)
     known = content["data"]
     if protocol == "accuracy" and method.headline != "accuracy":
         raise UserError(

@@ -10,7 +10,6 @@ from spatial_ensemble.data.sources.decode import SUFFIXES, BrokenImageError, dec
 from spatial_ensemble.data.sources.folder import files_below
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import predict as outputs
-from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.evaluate import Which
 from spatial_ensemble.training.processes import choose_device
@@ -33,8 +32,7 @@ def predict(
     Raises:
         UserError: no checkpoint, a network without a classifier, no image, or a broken one.
     """
-    content = checkpoint.load(path)
-    config, method, teacher = restore(content, path)
+    content, config, method, teacher = restore(path)
     data = content["data"]
     if method.headline != "accuracy":
         raise UserError(f"{path} holds a network of {config.method}, which has no classifier")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spatial_ensemble import networks
+from spatial_ensemble import methods, networks
 from spatial_ensemble.data import sources
 from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.loaders import Batches
@@ -35,25 +35,16 @@ class Prepared:
 
 
 def check(config: Config) -> dict[str, Any]:
-    """Raise whatever `train` would raise about the configuration or its data, without training.
-
-    Returns:
-        What a checkpoint keeps of the data.
-
-    Raises:
-        UserError: as `train`.
-    """
+    """Raise what `train` would about the configuration or its data; return what a checkpoint keeps of the data."""
     choose_device(config.run.device)
     return describe(prepare(config).data)
 
 
 def check_names(config: Config, *, resumed: bool = False) -> None:
-    """Check names and paths before anything that takes longer.
-
-    Raises:
-        UserError: an unknown data set or network, or a missing path.
-    """
+    """Check names, paths and whether the method takes labels, before anything that takes longer."""
     images, network, init = config.images, config.model.network, config.model.init
+    if images.labels is not None and not methods.get(config.method).labelled_views:
+        raise UserError(f"{config.method} learns without labels: leave out --labels")
     sources.check(images.data, images.path, image_size=images.image_size)
     if network is not None:
         networks.get(network)
@@ -62,11 +53,7 @@ def check_names(config: Config, *, resumed: bool = False) -> None:
 
 
 def load_data(config: Config, *, resumed: bool = False) -> tuple[Config, ImageData]:
-    """Read the data: the configuration with its network named, and the data set.
-
-    Raises:
-        UserError: as `check_names`, or images that cannot be read.
-    """
+    """The configuration with its network named, and its data set."""
     check_names(config, resumed=resumed)
     images, network = config.images, config.model.network
     data = sources.load(images.data, images.path, image_size=images.image_size, skip_broken=images.skip_broken)
@@ -82,17 +69,14 @@ def prepare(
     rank: int = 0,
     world_size: int = 1,
 ) -> Prepared:
-    """Build and check the data, the method, its teacher and its batches.
+    """Build the data, the method, its teacher and its batches, and check that they fit together.
 
     Args:
         config: the run.
-        data: of the configuration, which then names its network, as `load_data` returns them; None: load them.
+        data: with a configuration that names its network, as `load_data` returns both; None: load them.
         resumed: leave out --init, since the weights come from a checkpoint.
         device: for the networks and the batches; None: the CPU.
         rank, world_size: this process, and how many share a batch.
-
-    Raises:
-        UserError: the configuration, the data and the method do not fit together.
     """
     if data is None:
         config, data = load_data(config, resumed=resumed)
@@ -112,8 +96,6 @@ def prepare(
 def _batches(
     config: Config, data: ImageData, method: Method, device: torch.device, rank: int, world_size: int
 ) -> Batches:
-    if config.images.labels is not None and not method.labelled_views:
-        raise UserError(f"{config.method} learns without labels: leave out --labels")
     labelled = balanced_indices(data.train.labels, config.images.labels, data.classes, config.run.seed)
     method.check(
         batch_size=config.run.batch_size,
