@@ -16,14 +16,13 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.options import check_types, flag
 from spatial_ensemble.smoothing.rule import Smoothing
 
-SmoothingName = Literal["sts", "se", "tma", "tma-matched", "se-matched", "every"]
 
-
-def _require(part: object, name: str, ok: Callable[[Any], bool], what: str) -> None:
-    """Refuse the value of a field that is out of range; None is fine."""
-    value = getattr(part, name)
-    if value is not None and not ok(value):
-        raise UserError(f"{flag(name)} must be {what}, got {value}")
+def _require(part: object, ok: Callable[[Any], bool], what: str, *names: str) -> None:
+    """Refuse values of fields that are out of range; None is fine."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and not ok(value):
+            raise UserError(f"{flag(name)} must be {what}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("image_size", "labels"):
-            _require(self, name, lambda value: value >= 1, "at least 1")
+        _require(self, lambda value: value >= 1, "at least 1", "image_size", "labels")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self, "batchnorm_momentum", lambda value: 0 <= value <= 1, "a number in [0, 1]")
+        _require(self, lambda value: 0 <= value <= 1, "a number in [0, 1]", "batchnorm_momentum")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class TeacherConfig:
         buffer_momentum: of averaged buffers, in [0, 1]; none: that of the weights.
     """
 
-    smoothing: SmoothingName = "sts"
+    smoothing: Literal["sts", "se", "tma", "tma-matched", "se-matched", "every"] = "sts"
     momentum: float = 0.999
     preserve_prob: float = 0.5
     momentum_schedule: Literal["constant", "cosine", "warmup"] = "constant"
@@ -130,9 +128,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self, "lr", lambda value: 0 < value < math.inf, "a positive number")
-        _require(self, "weight_decay", lambda value: 0 <= value < math.inf, "0 or more")
-        _require(self, "clip_grad", lambda value: value > 0, "a positive number")
+        _require(self, lambda value: 0 < value < math.inf, "a positive number", "lr")
+        _require(self, lambda value: 0 <= value < math.inf, "0 or more", "weight_decay")
+        _require(self, lambda value: value > 0, "a positive number", "clip_grad")
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self, "seed", lambda value: value >= 0, "at least 0")
-        for name in ("steps", "batch_size", "eval_every", "checkpoint_every"):
-            _require(self, name, lambda value: value >= 1, "at least 1")
+        _require(self, lambda value: value >= 0, "at least 0", "seed")
+        _require(self, lambda value: value >= 1, "at least 1", "steps", "batch_size", "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -236,9 +233,6 @@ class Config:
     def replace(self, **changes: Any) -> "Config":
         """A copy with other values, by the names of the fields of any part; another method starts from its defaults.
 
-        Raises:
-            UserError: as `from_dict`.
-
         Example:
             >>> Config("fixmatch", ImagesConfig("digits")).replace(momentum=0.9, steps=10).run.steps
             10
@@ -251,14 +245,9 @@ class Config:
     def differences(
         self, saved: Mapping[str, Any], may_change: Collection[str] = ()
     ) -> dict[str, tuple[object, object]]:
-        """Settings that differ from a saved configuration, as name: (saved, now). What it lacks has its default.
+        """Settings that differ from a saved configuration, as name: (saved, now), except those that may change.
 
-        Args:
-            saved: as `to_dict` gave it, perhaps by an earlier version.
-            may_change: names that are not compared.
-
-        Raises:
-            UserError: as `from_dict`.
+        It is as `to_dict` gave it, perhaps in an earlier version: what it lacks has its default.
 
         Example:
             >>> config = Config("fixmatch", ImagesConfig("digits"))
@@ -277,11 +266,7 @@ SETTINGS = frozenset(field.name for part in PARTS.values() for field in fields(p
 
 
 def options_of(method: str) -> type[Any]:
-    """The dataclass of a method's options.
-
-    Raises:
-        UserError: an unknown method, or one of its options has the name of a setting.
-    """
+    """The dataclass of a method's options, none of which may have the name of a setting."""
     kind = methods.options_of(method)
     if taken := sorted((SETTINGS | {"method"}) & {field.name for field in fields(kind)}):
         raise UserError(f"{method} has an option named {taken[0]!r}, which is a setting of every run: rename it")
@@ -289,11 +274,7 @@ def options_of(method: str) -> type[Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping.
-    """
+    """The mapping in a YAML file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

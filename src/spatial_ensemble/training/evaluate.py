@@ -49,7 +49,9 @@ def evaluate(
     skip_broken: bool = False,
     device: str = "auto",
 ) -> tuple[float, Protocol]:
-    """Measure a network of a checkpoint on the test images of a data set, normalised as in its training.
+    """Accuracy, in per cent, of a network of a checkpoint on the test images of a data set; and its protocol.
+
+    Images are normalised as in its training.
 
     Args:
         path: the checkpoint.
@@ -60,18 +62,14 @@ def evaluate(
         skip_broken: skip broken images.
         device: auto, cpu or cuda.
 
-    Returns:
-        The accuracy in per cent, and its protocol.
-
     Raises:
         UserError: no checkpoint, no classifier, or images or classes that do not fit the network.
     """
     content, config, method, teacher = restore(path)
     known = content["data"]
+    other = "use --protocol knn or linear"
     if protocol == "accuracy" and method.headline != "accuracy":
-        raise UserError(
-            f"{path} holds a network of {config.method}, which has no classifier: use --protocol knn or linear"
-        )
+        raise UserError(f"{path} holds a network of {config.method}, which has no classifier: {other}")
     if name is None:
         name, folder = config.images.data, folder or config.images.path
     data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
@@ -81,10 +79,8 @@ def evaluate(
         raise UserError(f"{path} was trained on images of {known['channels']} channel(s), {name} has {data.channels}")
     protocol = protocol or method.headline
     if protocol == "accuracy" and list(data.classes) != known["classes"]:
-        raise UserError(
-            f"{path} was trained on the classes {_few(known['classes'])}, {name} has {_few(data.classes)}: "
-            "use --protocol knn or linear"
-        )
+        both = f"{path} was trained on the classes {_few(known['classes'])}, {name} has {_few(data.classes)}"
+        raise UserError(f"{both}: {other}")
     network = (teacher.module if which == "teacher" else method.student).to(choose_device(device))
     return measure(network, replace(data, mean=known["mean"], std=known["std"]), protocol), protocol
 

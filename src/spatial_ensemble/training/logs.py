@@ -37,18 +37,15 @@ def tensorboard(folder: Path, first_step: int, wanted: bool) -> Iterator[Callabl
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(folder, purge_step=first_step)
+    with SummaryWriter(folder, purge_step=first_step) as writer:
 
-    def write(row: Row) -> None:
-        for name, value in row.items():
-            if name != "step":
-                writer.add_scalar(name, value, int(row["step"]))
-        writer.flush()
+        def write(row: Row) -> None:
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, int(row["step"]))
+            writer.flush()
 
-    try:
         yield write
-    finally:
-        writer.close()
 
 
 @contextmanager

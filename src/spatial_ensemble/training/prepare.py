@@ -18,7 +18,7 @@ from spatial_ensemble.evaluation.predict import predict
 from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import generator
 from spatial_ensemble.smoothing.teacher import Teacher
-from spatial_ensemble.training.build import build_method, build_teacher, describe, load_backbone
+from spatial_ensemble.training.build import build_method, build_teacher, describe, explained, load_backbone
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.processes import choose_device
 
@@ -86,16 +86,6 @@ def prepare(
         load_backbone(method, Path(config.model.init))
     elif method.needs_init and not resumed:
         raise UserError(f"{config.method} needs pretrained weights: pass --init FILE, a .safetensors file from export")
-    batches = _batches(config, data, method, device, rank, world_size)
-    if world_size > 1 and device.type == "cuda":  # torch has synchronised BatchNorm for GPUs only
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    method.to(device)
-    return Prepared(config, data, method, build_teacher(config, method), batches)
-
-
-def _batches(
-    config: Config, data: ImageData, method: Method, device: torch.device, rank: int, world_size: int
-) -> Batches:
     labelled = balanced_indices(data.train.labels, config.images.labels, data.classes, config.run.seed)
     method.check(
         batch_size=config.run.batch_size,
@@ -108,7 +98,7 @@ def _batches(
     views = {name: view(name, size=data.size, flip=data.flip) for name in names}
     for name, random_view in views.items():
         _try(config, method, data, name, random_view)
-    return Batches(
+    batches = Batches(
         data.train,
         labelled,
         labelled_views=[views[name] for name in method.labelled_views],
@@ -122,6 +112,10 @@ def _batches(
         rank=rank,
         world_size=world_size,
     )
+    if world_size > 1 and device.type == "cuda":  # torch has synchronised BatchNorm for GPUs only
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method.to(device)
+    return Prepared(config, data, method, build_teacher(config, method), batches)
 
 
 def _try(config: Config, method: Method, data: ImageData, name: str, random_view: View) -> None:
@@ -134,9 +128,5 @@ def _try(config: Config, method: Method, data: ImageData, name: str, random_view
             f"the view {name!r} has {size} pixels, the images have {data.size} x {data.size}: use larger images, or an "
             "option that leaves this view out"
         )
-    try:
+    with explained(f"the network {config.model.network} does not take the {size} pixels of the view {name!r}"):
         predict(method.student.get_submodule("backbone"), example, data.mean, data.std)
-    except Exception as error:
-        raise UserError(
-            f"the network {config.model.network} does not take the {size} pixels of the view {name!r}: {error}"
-        ) from error

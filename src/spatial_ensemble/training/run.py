@@ -69,9 +69,6 @@ def train(
         progress: show a progress bar if standard error is a terminal.
         on_step: called with the number of steps done, after each step.
 
-    Returns:
-        The history and the last accuracies.
-
     Raises:
         UserError: a mistake in the configuration, the data or `out`, which is left unchanged; or a loss or weights that
             are non-finite, which are not saved.
