@@ -130,7 +130,7 @@ def load_weights(content: dict[str, Any], path: Path, method: Method, teacher: T
 
 @contextmanager
 def explained(problem: str) -> Iterator[None]:
-    """Report whatever is raised inside as a problem of the file that is loaded: torch raises nearly anything."""
+    """Report whatever is raised inside in one line: on a file that does not fit, torch raises nearly anything."""
     try:
         yield
     except UserError:

@@ -247,7 +247,7 @@ class Config:
     ) -> dict[str, tuple[object, object]]:
         """Settings that differ from a saved configuration, as name: (saved, now), except those that may change.
 
-        It is as `to_dict` gave it, perhaps in an earlier version: what it lacks has its default.
+        `saved` is as `to_dict` gave it, perhaps in an earlier version: what it lacks has its default.
 
         Example:
             >>> config = Config("fixmatch", ImagesConfig("digits"))

@@ -1,5 +1,6 @@
 """The options of each method: frozen dataclasses, one file a method, which import no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,16 +20,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def require(ok: bool, name: str, value: object, what: str) -> None:
-    """Refuse the value of an option that is out of range, unless `ok`."""
-    if not ok:
-        raise UserError(f"{name} {value}: use {what}")
+def require(options: object, ok: Callable[[float], bool], what: str, *names: str) -> None:
+    """Refuse values of options that are out of range."""
+    for name in names:
+        if not ok(value := getattr(options, name)):
+            raise UserError(f"{name} {value}: use {what}")
 
 
-def at_least(least: float, **values: float) -> None:
-    """Refuse options below a bound."""
-    for name, value in values.items():
-        require(value >= least, name, value, f"{least} or more")
+def at_least(options: object, least: float, *names: str) -> None:
+    """Refuse values of options below a bound."""
+    require(options, lambda value: value >= least, f"{least} or more", *names)
 
 
 def check_types(values: Any) -> None:
