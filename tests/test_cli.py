@@ -252,6 +252,7 @@ sys.exit(code)
         (2, [], ["compare --smoothings ema", "compare --arm fast", "compare --arm fast:steps=0"]),
         (2, ["torch"], ["train fixmatch --data digit", "train fixmatch --data folder --path /nowhere"]),
         (2, ["torch"], ["train fixmatch --network resnet0", "train fixmatch --init /nowhere"]),
+        (2, ["torch"], ["train byol --labels 20", "compare --method dino --labels 20"]),
         (2, ["torch"], ["compare --data digit", "compare --data folder --path /nowhere"]),
         (2, ["torch"], ["train fixmatch --resume --out /nowhere", "compare --network resnet0"]),
         (2, ["torch"], ["evaluate /nowhere", "export /nowhere /nowhere", "predict /nowhere /nowhere"]),

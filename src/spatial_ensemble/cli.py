@@ -16,8 +16,6 @@ from spatial_ensemble.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from spatial_ensemble.training.config import Config
-
 PROG = "spatial-ensemble"
 CHECKPOINT_HELP = "a .ckpt file that a run wrote"
 
@@ -58,14 +56,7 @@ def _run(arguments: list[str]) -> None:
     command, start = arguments[0], None
     if command in ("train", "compare"):
         arguments, start = flags.first_pass(arguments)
-    run: dict[str, Callable[[Namespace], None]] = {
-        "compare": _compare,
-        "train": _train,
-        "evaluate": _evaluate,
-        "export": _export,
-        "predict": _predict,
-    }
-    parser = _parser("", "Smoothed teachers for student-teacher training: Spatial Ensemble and STS.")
+    parser = _parser("COMMAND", "Smoothed teachers for student-teacher training: Spatial Ensemble and STS.")
     parser.add_argument("--version", action="version", version=f"{PROG} {version(PROG)}")
     commands = parser.add_subcommands(
         dest="command",
@@ -74,41 +65,40 @@ def _run(arguments: list[str]) -> None:
         description=f"{PROG} COMMAND --help tells more.",
         required=False,
     )
-    for name, subparser, text in (
-        ("compare", _compare_parser(start), "train every arm over matched seeds, and report the differences"),
-        ("train", _train_parser(start), "one training run"),
-        ("evaluate", _evaluate_parser(), "accuracy, nearest neighbours or a linear probe of a run's networks"),
-        ("export", _export_parser(), "the weights of a network as safetensors"),
-        ("predict", _predict_parser(), "the class of an image, or of every image in a folder"),
-    ):
+    table: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None], str]] = {
+        "compare": (_compare_parser, _compare, "train every arm over matched seeds, and report the differences"),
+        "train": (_train_parser, _train, "one training run"),
+        "evaluate": (_evaluate_parser, _evaluate, "accuracy, nearest neighbours or a linear probe of a run's networks"),
+        "export": (_export_parser, _export, "the weights of a network as safetensors"),
+        "predict": (_predict_parser, _predict, "the class of an image, or of every image in a folder"),
+    }
+    for name, (build, _, text) in table.items():
+        subparser = build()
+        if name in ("compare", "train"):
+            flags.add_flags(subparser, start)
         commands.add_subcommand(name, subparser, help=text)
     given = parser.parse_args(arguments)
-    run[given.command](given[given.command])
+    table[given.command][1](given[given.command])
 
 
-def _train_parser(start: "Config | None") -> "ArgumentParser":
-    from spatial_ensemble.training.flags import add_flags
-
+def _train_parser() -> "ArgumentParser":
     parser = _parser(
         "train METHOD", "Train a student and its teacher; write config.yaml, log.csv and last.ckpt into --out."
     )
     parser.add_argument("--out", type=str, help="folder of the run (default: runs/METHOD-DATA-SMOOTHING-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
-    add_flags(parser, start)
     return parser
 
 
 def _train(given: "Namespace") -> None:
-    if given.list:
-        from spatial_ensemble.training import recipes
+    from spatial_ensemble.training import flags, recipes
 
+    if given.list:
         for name, recipe in recipes.RECIPES.items():
             print(f"{name:22}", " ".join((recipe.__doc__ or "").split()))
         return
-    from spatial_ensemble.training.flags import configuration
-
-    config = configuration(given)
+    config = flags.configuration(given)
     from spatial_ensemble.training.run import CHECKPOINT, train
 
     data, smoothing, seed = config.images.data, config.teacher.smoothing, config.run.seed
@@ -128,9 +118,7 @@ def _train(given: "Namespace") -> None:
         print(f"teacher {result.teacher_accuracy:.2f} %, student {result.student_accuracy:.2f} %: {result.checkpoint}")
 
 
-def _compare_parser(start: "Config | None") -> "ArgumentParser":
-    from spatial_ensemble.training.flags import add_flags
-
+def _compare_parser() -> "ArgumentParser":
     parser = _parser("compare", "Train every arm over matched seeds, and report what the differences show.")
     parser.add_argument("--out", type=str, default="comparison", help="folder of results, report and runs")
     parser.add_argument("--seeds", type=int, default=3, help="number of matched seeds, counted up from --seed")
@@ -155,16 +143,14 @@ def _compare_parser(start: "Config | None") -> "ArgumentParser":
     parser.add_argument("--max_seeds", type=int, help="with --until: the most seeds (default: 64)")
     parser.add_argument("--drop", action="store_true", help="with --until: no more seeds for an arm shown to be worse")
     parser.add_argument("--workers", type=int, help="processes at a time (default: one a core, on a GPU one)")
-    add_flags(parser, start)
     return parser
 
 
 def _compare(given: "Namespace") -> None:
+    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, parse, resolve
     from spatial_ensemble.training.flags import configuration
 
     config = configuration(given)
-    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, parse, resolve
-
     smoothings = SMOOTHINGS if given.smoothings is None else given.smoothings
     arms = [*(Arm(name, fields) for name, fields in (given.arms or {}).items()), *map(parse, given.arm or [])]
     configs = [arm.configure(config, config.run.seed) for arm in resolve(config, smoothings, arms)]
@@ -174,17 +160,8 @@ def _compare(given: "Namespace") -> None:
         check_names(one)
     from spatial_ensemble.studies.compare import compare
 
-    compare(
-        config,
-        Path(given.out),
-        seeds=given.seeds,
-        smoothings=smoothings,
-        arms=arms,
-        until=given.until,
-        max_seeds=given.max_seeds,
-        drop=given.drop,
-        workers=given.workers,
-    )
+    how = {name: given[name] for name in ("seeds", "until", "max_seeds", "drop", "workers")}
+    compare(config, Path(given.out), smoothings=smoothings, arms=arms, **how)
 
 
 def _evaluate_parser() -> "ArgumentParser":
@@ -204,15 +181,8 @@ def _evaluate_parser() -> "ArgumentParser":
 def _evaluate(given: "Namespace") -> None:
     from spatial_ensemble.training.evaluate import evaluate
 
-    value, protocol = evaluate(
-        Path(given.checkpoint),
-        given.data,
-        given.path,
-        which=given.network,
-        protocol=given.protocol,
-        skip_broken=given.skip_broken,
-        device=given.device,
-    )
+    how = {"which": given.network, "skip_broken": given.skip_broken, "device": given.device}
+    value, protocol = evaluate(Path(given.checkpoint), given.data, given.path, protocol=given.protocol, **how)
     print(f"{protocol} of the {given.network}: {value:.2f} %")
 
 
@@ -243,14 +213,8 @@ def _predict_parser() -> "ArgumentParser":
 def _predict(given: "Namespace") -> None:
     from spatial_ensemble.training.predict import predict
 
-    found = predict(
-        Path(given.checkpoint),
-        Path(given.images),
-        which=given.network,
-        skip_broken=given.skip_broken,
-        device=given.device,
-    )
-    for path, name, probability in found:
+    how = {"which": given.network, "skip_broken": given.skip_broken, "device": given.device}
+    for path, name, probability in predict(Path(given.checkpoint), Path(given.images), **how):
         shown = os.fsencode(path).decode(errors="backslashreplace")  # a file name need not be text
         print(f"{shown}\t{name}\t{probability:.4f}")
 
@@ -274,7 +238,7 @@ def _parser(usage: str, description: str) -> "ArgumentParser":
 
     return Parser(
         prog=PROG,
-        usage=f"{PROG} {usage or 'COMMAND'} [options]",
+        usage=f"{PROG} {usage} [options]",
         description=description,
         print_config=None,
         exit_on_error=False,

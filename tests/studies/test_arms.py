@@ -9,8 +9,7 @@ import torch
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.smoothing.rule import Smoothing
 from spatial_ensemble.studies.arms import KNOWN, Arm, parse, resolve
-from spatial_ensemble.training.build import build_method, build_teacher
-from spatial_ensemble.training.config import build_smoothing
+from spatial_ensemble.training.build import build_method, build_smoothing, build_teacher
 from spatial_ensemble.training.recipes import fixmatch_digits
 
 CONFIG = fixmatch_digits()

@@ -10,7 +10,8 @@ from spatial_ensemble import Smoothing, UserError
 from spatial_ensemble.methods.fixmatch import FixMatch
 from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
 from spatial_ensemble.methods.options.mean_teacher import MeanTeacherOptions
-from spatial_ensemble.training.config import PARTS, Config, ImagesConfig, build_smoothing, read_yaml
+from spatial_ensemble.training.build import build_smoothing
+from spatial_ensemble.training.config import PARTS, Config, ImagesConfig, read_yaml
 
 CONFIG = Config("fixmatch", ImagesConfig("digits", labels=20), options=FixMatchOptions(0.9, labels_from="student"))
 CONFIG = CONFIG.replace(lr=1e-5)

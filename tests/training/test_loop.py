@@ -11,7 +11,7 @@ from spatial_ensemble import UserError
 from spatial_ensemble.data.sources import load
 from spatial_ensemble.methods.dino import DINO
 from spatial_ensemble.methods.fixmatch import FixMatch
-from spatial_ensemble.training import checkpoint, prepare, run
+from spatial_ensemble.training import prepare, run
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.optim import build_optimizer, learning_rate
 from spatial_ensemble.training.prepare import check
@@ -116,7 +116,7 @@ def test_another_seed_draws_other_masks(tmp_path):
     ages = []
     for seed in (0, 1):
         path = train(SIX.replace(seed=seed), tmp_path / f"{seed}", progress=False).checkpoint
-        ages.append(restore(checkpoint.load(path), path)[2].age())
+        ages.append(restore(path)[-1].age())
     assert ages[0].keys() == ages[1].keys() and ages[0] != ages[1]
 
 

@@ -53,7 +53,7 @@ def test_evaluate_agrees_with_the_run(run):
 
 def test_each_linear_protocol_is_its_own(run):
     path = run.checkpoint
-    backbone, data = restore(checkpoint.load(path), path)[2].module.backbone, load("digits")
+    backbone, data = restore(path)[-1].module.backbone, load("digits")
     found = {}
     for name, protocol in (("linear", "standard"), ("linear-paper", "paper")):
         found[name] = linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=protocol)
@@ -71,7 +71,7 @@ def test_other_images_are_normalised_as_those_of_the_training(run, tmp_path):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(digits.test.images[number, 0].numpy() // 4).save(file)
             kept.append(number)
-    network = restore(checkpoint.load(run.checkpoint), run.checkpoint)[1].student.eval()
+    network = restore(run.checkpoint)[2].student.eval()
     images, labels = digits.test.images[kept] // 4 / 255, digits.test.labels[kept]
     dark, shares = load("folder", str(tmp_path)), []
     for data in (digits, dark):

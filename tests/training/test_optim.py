@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spatial_ensemble.training.config import Config, ImagesConfig
-from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
+from spatial_ensemble.training.optim import build_optimizer, learning_rate, load_state
 
 CONFIG = Config("fixmatch", ImagesConfig("digits")).replace(steps=1600, lr=0.03, weight_decay=0.1)
 
@@ -116,7 +116,20 @@ def test_a_parameter_may_get_its_first_gradients_later_than_others(name):
         assert torch.equal(late.weight, before) == (step < 2)
 
 
-def test_set_learning_rate_reaches_every_group():
-    optimizer = build_optimizer(nn.Linear(2, 2), CONFIG)
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_state_continues_the_same_optimizer_alone(name):
+    torch.manual_seed(0)
+    module, config = nn.Linear(3, 3), CONFIG.replace(optimizer=name)
+    optimizer = build_optimizer(module, config)
+    module(torch.randn(4, 3)).square().mean().backward()
+    optimizer.step()
+    state, key = optimizer.state_dict(), "exp_avg" if name == "adamw" else "momentum_buffer"
+    load_state(build_optimizer(module, config), state)
+    first = state["state"][0]
+    for wrong in ({}, {key: None}, first | {key: torch.ones(2)}, first | {"more": torch.ones(())}):
+        with pytest.raises((ValueError, AttributeError)):
+            load_state(build_optimizer(module, config), state | {"state": {0: wrong}})
+    with pytest.raises(IndexError):
+        load_state(build_optimizer(module, config), state | {"state": {7: first}})
+    with pytest.raises(ValueError, match="its groups hold other parameters"):
+        load_state(build_optimizer(module, config), state | {"param_groups": state["param_groups"][:1]})

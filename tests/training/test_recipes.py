@@ -7,7 +7,8 @@ from PIL import Image
 
 from spatial_ensemble import UserError, methods
 from spatial_ensemble.training import checkpoint, recipes
-from spatial_ensemble.training.config import Config, build_smoothing
+from spatial_ensemble.training.build import build_smoothing
+from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.export import export
 from spatial_ensemble.training.run import train
 

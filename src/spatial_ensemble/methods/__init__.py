@@ -21,23 +21,12 @@ def __getattr__(name: str) -> Any:
 
 
 def names() -> list[str]:
-    """The methods that `get` knows by name: the files of this package.
-
-    Example:
-        >>> "fixmatch" in names()
-        True
-    """
+    """The methods that `get` knows by name: the files of this package."""
     return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", "options")]
 
 
 def options_of(name: str) -> type[Any]:
-    """The dataclass of a method's options. Imports no torch for the methods of this package.
-
-    Args:
-        name: as for `get`.
-
-    Raises:
-        UserError: as `get`.
+    """The dataclass of a method's options, by its name as for `get`. Imports no torch for those of this package.
 
     Example:
         >>> options_of("linear")()

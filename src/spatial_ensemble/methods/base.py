@@ -87,8 +87,12 @@ def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
 class Method(nn.Module, ABC):
     """A way for a teacher to teach a student.
 
-    The constructor takes `(backbone, num_classes, options)` and sets `student`; anything else that is trained (BYOL's
-    predictor) is a submodule too.
+    The constructor sets `student`; anything else that is trained (BYOL's predictor) is a submodule too.
+
+    Args:
+        backbone: images to features, with the integer `num_features`.
+        num_classes: number of classes; 0 if no image has a label.
+        options: an instance of `Options`.
 
     Attributes:
         Options: frozen dataclass of the method's options, each a bool, int, float, str or Literal with a default. Its

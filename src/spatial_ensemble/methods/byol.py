@@ -10,16 +10,13 @@ from spatial_ensemble.smoothing.teacher import Teacher
 
 
 def regression_loss(predictions: Tensor, projections: Tensor) -> Tensor:
-    """The squared distance of unit vectors, averaged over the images.
+    """The squared distance of unit vectors, averaged over the images: a scalar in [0, 4].
 
         1/B sum_i || p_i / |p_i| - z_i / |z_i| ||^2  =  2 - 2 cos(p, z)
 
     Args:
         predictions: the student's, [B, D].
         projections: the teacher's, [B, D].
-
-    Returns:
-        A scalar in [0, 4].
 
     Source: Grill et al. 2020, equation 2.
     """
@@ -29,12 +26,7 @@ def regression_loss(predictions: Tensor, projections: Tensor) -> Tensor:
 class BYOL(Method):
     """BYOL (Grill et al. 2020): the student and a predictor regress the teacher's projection, symmetrically.
 
-        loss = regression_loss(predictor(student(x1)), teacher(x2)) + the same with x1 and x2 swapped
-
-    Args:
-        backbone: images to features, with `num_features`.
-        num_classes: not used; nothing is labelled.
-        options: see `BYOLOptions`.
+    loss = regression_loss(predictor(student(x1)), teacher(x2)) + the same with x1 and x2 swapped
     """
 
     Options = BYOLOptions

@@ -13,16 +13,13 @@ from spatial_ensemble.smoothing.teacher import Teacher
 
 
 def cross_view_loss(student_logits: Tensor, teacher_probabilities: Tensor) -> Tensor:
-    """Cross-entropy over all pairs of a global crop at the teacher and another crop at the student.
+    """Cross-entropy over all pairs of a global crop at the teacher and another crop at the student; a scalar.
 
         mean over images i, and pairs t != s, of  - sum_k teacher[t, i, k] log softmax(student[s, i])[k]
 
     Args:
         student_logits: [crops, B, K], already divided by the temperature; the global crops come first.
         teacher_probabilities: [global crops, B, K].
-
-    Returns:
-        A scalar.
 
     Source: Caron et al. 2021, equation 3.
     """
@@ -68,12 +65,7 @@ class DINO(Method):
         teacher: softmax((logits - centre) / teacher_temperature)      centre <- c centre + (1 - c) mean(teacher logits)
         loss = cross_view_loss(student logits / student_temperature, teacher)
 
-    The centre is a buffer, so that a resumed run has the same.
-
-    Args:
-        backbone: images to features, with `num_features`; it must take the local crops' size too.
-        num_classes: not used; nothing is labelled.
-        options: see `DINOOptions`.
+    The centre is a buffer, so that a resumed run has the same. The backbone must take the local crops' size too.
     """
 
     Options = DINOOptions
@@ -83,16 +75,11 @@ class DINO(Method):
     def __init__(self, backbone: nn.Module, num_classes: int, options: DINOOptions) -> None:
         super().__init__()
         self.unlabelled_views = ("dino_global_1", "dino_global_2", *["dino_local"] * options.local_crops)
-        head = DINOHead(
-            num_features(backbone), options.hidden_dim, options.bottleneck_dim, options.out_dim, options.head_batchnorm
-        )
-        self.student = Student(backbone, head)
+        sizes = num_features(backbone), options.hidden_dim, options.bottleneck_dim, options.out_dim
+        self.student = Student(backbone, DINOHead(*sizes, options.head_batchnorm))
         self.register_buffer("centre", torch.zeros(options.out_dim))
-        self.teacher_temperature = linear(
-            options.warmup_teacher_temperature,
-            options.teacher_temperature,
-            max(1, options.temperature_warmup_steps),
-        )
+        warm, steps = options.warmup_teacher_temperature, max(1, options.temperature_warmup_steps)
+        self.teacher_temperature = linear(warm, options.teacher_temperature, steps)
         self.options = options
 
     def forward(self, batch: Batch, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:

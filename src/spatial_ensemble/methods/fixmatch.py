@@ -40,11 +40,6 @@ class FixMatch(Method):
     purpose of kekmodel/FixMatch-pytorch's interleaving), unless `labelled_apart` is set: with it and
     teacher_norm="batch" a short training of a small network was better than the labels alone, which was not shown
     without it (benchmarks/results).
-
-    Args:
-        backbone: images to features, with `num_features`.
-        num_classes: number of classes.
-        options: see `FixMatchOptions`.
     """
 
     Options = FixMatchOptions

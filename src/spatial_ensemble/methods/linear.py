@@ -17,12 +17,8 @@ class Linear(Method):
 
         loss = cross_entropy(head(backbone(x)))
 
-    Unlike `evaluate --protocol linear`, which computes each image's features once, every epoch has other crops.
-
-    Args:
-        backbone: images to features, with `num_features`; frozen, and in eval mode throughout.
-        num_classes: number of classes.
-        options: see `LinearOptions`.
+    Unlike `evaluate --protocol linear`, which computes each image's features once, every epoch has other crops. The
+    backbone stays in eval mode throughout.
     """
 
     Options = LinearOptions

@@ -41,11 +41,6 @@ class MeanTeacher(Method):
     the weight and the ratio are those of google-research/fixmatch and TorchSSL, where only the labelled part moves the
     running statistics; here both do. The paper's own code has a weight of 100 and one batch of both kinds, which was
     worse than the labels alone on the one seed tried here (benchmarks/results).
-
-    Args:
-        backbone: images to features, with `num_features`.
-        num_classes: number of classes.
-        options: see `MeanTeacherOptions`.
     """
 
     Options = MeanTeacherOptions

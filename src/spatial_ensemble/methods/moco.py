@@ -14,7 +14,7 @@ from spatial_ensemble.smoothing.teacher import Teacher
 
 
 def contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE: classify a query's own key among the keys of the queue.
+    """InfoNCE: classify a query's own key among the keys of the queue; a scalar.
 
         -1/B sum_i log( exp(q_i . k_i / T) / (exp(q_i . k_i / T) + sum_j exp(q_i . queue_j / T)) )
 
@@ -23,9 +23,6 @@ def contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: 
         keys: the teacher's, unit vectors [B, D].
         queue: earlier keys, unit vectors [Q, D].
         temperature: T.
-
-    Returns:
-        A scalar.
 
     Source: He et al. 2020, equation 1.
     """
@@ -43,11 +40,6 @@ class MoCo(Method):
     The queue and its position are buffers: a resumed run has the same keys. The original shuffles images among GPUs so
     that BatchNorm's statistics do not reveal which key belongs to which query. A teacher that uses its running
     statistics reveals nothing (EMAN, arXiv 2101.08482).
-
-    Args:
-        backbone: images to features, with `num_features`.
-        num_classes: not used; nothing is labelled.
-        options: see `MoCoOptions`.
     """
 
     Options = MoCoOptions

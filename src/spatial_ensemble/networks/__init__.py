@@ -42,11 +42,7 @@ def default_network(size: int) -> str:
 
 
 def get(name: str) -> Callable[..., nn.Module]:
-    """What `build` calls: a callable `(*, channels, size) -> nn.Module`.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """What `build` calls: a callable `(*, channels, size) -> nn.Module`."""
     try:
         builder: Callable[..., nn.Module] = _BUILDERS.get(name) or pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -60,7 +56,7 @@ def build(name: str, *, channels: int, size: int) -> nn.Module:
     """A backbone with new weights, drawn from torch's global generator.
 
     Args:
-        name: one of `names()`, or the dotted path of your own callable `(channels, size) -> nn.Module`.
+        name: one of `names()`, or the dotted path of your own callable `(*, channels, size) -> nn.Module`.
         channels: channels of the images.
         size: side of the images, pixels.
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.options import flag
 from spatial_ensemble.studies.arms import KNOWN, SMOOTHINGS, Arm, resolve
 from spatial_ensemble.studies.comparison import Comparison, Design
 from spatial_ensemble.studies.job import Job, run
@@ -18,8 +19,8 @@ from spatial_ensemble.studies.pool import run_jobs
 from spatial_ensemble.studies.report import write_report
 from spatial_ensemble.studies.table import Bars, table
 from spatial_ensemble.training import checkpoint
-from spatial_ensemble.training.build import restore
-from spatial_ensemble.training.config import Config, TeacherConfig, build_smoothing, flag
+from spatial_ensemble.training.build import build_smoothing, restore
+from spatial_ensemble.training.config import Config, TeacherConfig
 from spatial_ensemble.training.prepare import check
 from spatial_ensemble.training.run import CHECKPOINT, MAY_CHANGE
 
@@ -213,7 +214,7 @@ def _ages(study: Comparison, out: Path) -> Ages | None:
             steps = {}
             for seed in seeds:
                 path = out / "runs" / f"{arm.name}-seed{seed}" / CHECKPOINT
-                _, _, teacher = restore(checkpoint.load(path), path)
+                teacher = restore(path)[-1]
                 found = teacher.age()
                 in_order = [name for name, _ in teacher.module.named_parameters() if name in found]
                 steps[seed] = {name: found[name].reshape(-1).numpy() for name in in_order}

@@ -20,9 +20,7 @@ Totals = dict[str, tuple[Tensor, float]]  # name -> sum of the values, float64 [
 class Averages:
     """Running sums by name, on the device; a name may be missing at some steps or on some ranks.
 
-    Args:
-        fabric: of the processes.
-        begun: the totals of an interrupted run.
+    They start from the totals of an interrupted run.
     """
 
     def __init__(self, fabric: "Fabric", begun: Totals) -> None:

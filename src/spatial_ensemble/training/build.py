@@ -1,10 +1,11 @@
 """Method and teacher, built from a configuration or restored from a checkpoint."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatial_ensemble import methods, networks
@@ -12,27 +13,22 @@ from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import derive_seed
-from spatial_ensemble.smoothing import Teacher
-from spatial_ensemble.training.config import Config, build_smoothing, update_every
-from spatial_ensemble.training.determinism import own_random_state, seed_torch
+from spatial_ensemble.smoothing import Schedule, Smoothing, Teacher, cosine, warmup
+from spatial_ensemble.training import checkpoint
+from spatial_ensemble.training.config import Config
 
 
 def build_method(config: Config, data: dict[str, Any]) -> Method:
-    """The method with new weights, a function of the seed.
+    """The method with new weights, a function of the seed, for a configuration that names its network.
 
-    Args:
-        config: with its network named.
-        data: from `describe`; its channels, size and classes determine the shape of the network.
-
-    Raises:
-        UserError: an unknown network or method, or no labels for a method that needs some.
+    Its shape depends on the channels, the size and the classes of the data, as `describe` returns them.
     """
     kind = methods.get(config.method)
     if kind.labelled_views and not data["classes"]:
         raise UserError(f"{config.method} learns from labels, and no image has one: put some into train/<class>/")
     assert config.model.network is not None
-    with own_random_state():
-        seed_torch(derive_seed(config.run.seed, "weights"), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.run.seed, "weights"))
         backbone = networks.build(config.model.network, channels=data["channels"], size=data["size"])
         try:
             method = kind(backbone, len(data["classes"]), config.options)
@@ -46,11 +42,7 @@ def build_method(config: Config, data: dict[str, Any]) -> Method:
 
 
 def load_backbone(method: Method, path: Path) -> None:
-    """Initialise the student's backbone with exported weights.
-
-    Raises:
-        UserError: not a safetensors file, or another backbone.
-    """
+    """Initialise the student's backbone with exported weights."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -59,24 +51,46 @@ def load_backbone(method: Method, path: Path) -> None:
     except SafetensorError as error:
         raise UserError(f"--init {path} is not a safetensors file ({error}): give one that export wrote") from error
     prefix = "backbone."
-    backbone = method.student.backbone
-    assert isinstance(backbone, nn.Module)
-    try:
-        backbone.load_state_dict({name[len(prefix) :]: w for name, w in weights.items() if name.startswith(prefix)})
-    except RuntimeError as error:
-        raise UserError(f"--init {path} holds another backbone: {_brief(error)}") from error
+    weights = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    with explained(f"--init {path} holds another backbone"):
+        method.student.get_submodule("backbone").load_state_dict(weights)
 
 
 def build_teacher(config: Config, method: Method) -> Teacher:
     """The teacher of the method's student, a copy of it."""
-    return Teacher(
-        method.student,
-        build_smoothing(config),
-        unit=config.teacher.unit,
-        buffers=config.teacher.buffers,
-        seed=derive_seed(config.run.seed, "teacher"),
-        update_every=update_every(config),
-    )
+    rule, update_every = _rule(config)
+    seed = derive_seed(config.run.seed, "teacher")
+    unit, buffers = config.teacher.unit, config.teacher.buffers
+    return Teacher(method.student, rule, unit=unit, buffers=buffers, seed=seed, update_every=update_every)
+
+
+def build_smoothing(config: Config) -> Smoothing:
+    """The rule of a configuration: all smoothings come from the same momentum and preserve_prob.
+
+    Example:
+        >>> from spatial_ensemble.training.recipes import default
+        >>> config = default("byol", "digits").replace(momentum=0.99, preserve_prob=0.5)
+        >>> build_smoothing(config.replace(smoothing="tma-matched"))
+        Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
+    """
+    return _rule(config)[0]
+
+
+def _rule(config: Config) -> tuple[Smoothing, int]:
+    """The rule, and every how many steps the teacher is updated by it."""
+    teacher, smoothing = config.teacher, config.teacher.smoothing
+    momentum: float | Schedule = teacher.momentum
+    if smoothing in ("se", "se-matched"):
+        momentum = 0.0
+    elif teacher.momentum_schedule == "cosine":
+        momentum = cosine(teacher.momentum, 1.0, config.run.steps)
+    elif teacher.momentum_schedule == "warmup":
+        momentum = warmup(teacher.momentum)
+    rule = Smoothing(momentum, 0.0 if smoothing == "tma" else teacher.preserve_prob, teacher.buffer_momentum)
+    if smoothing == "every":
+        every, rule = rule.every()
+        return rule, every
+    return rule.matched() if smoothing.endswith("-matched") else rule, 1
 
 
 def describe(data: ImageData) -> dict[str, Any]:
@@ -92,35 +106,34 @@ def describe(data: ImageData) -> dict[str, Any]:
     }
 
 
-def restore(content: dict[str, Any], path: Path) -> tuple[Config, Method, Teacher]:
-    """Configuration, method and teacher of a checkpoint.
-
-    Args:
-        content: from `checkpoint.load`.
-        path: of the file, for messages.
-
-    Raises:
-        UserError: the weights do not fit the network that the checkpoint names.
-    """
+def restore(path: Path) -> tuple[dict[str, Any], Config, Method, Teacher]:
+    """The content of a checkpoint, and the configuration, the method and the teacher that it holds."""
+    content = checkpoint.load(path)
     config = Config.from_dict(content["config"])
-    method = build_method(config, content["data"])
-    teacher = build_teacher(config, method)
+    with explained(f"checkpoint {path} holds no such network as its configuration"):
+        method = build_method(config, content["data"])
+        teacher = build_teacher(config, method)
     load_weights(content, path, method, teacher)
-    return config, method, teacher
+    return content, config, method, teacher
 
 
 def load_weights(content: dict[str, Any], path: Path, method: Method, teacher: Teacher) -> None:
-    """Load the weights of method and teacher from a checkpoint.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    try:
+    """Load the weights of method and teacher from the content of a checkpoint."""
+    with explained(f"checkpoint {path} holds the weights of another network"):
+        expected = teacher.get_extra_state() | {"step": content["step"]}
         method.load_state_dict(content["method"])
         teacher.load_state_dict(content["teacher"])
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"checkpoint {path} holds the weights of another network: {_brief(error)}") from error
+        found = teacher.get_extra_state()
+        if checkpoint.digest(found) != checkpoint.digest(expected):
+            raise ValueError(f"its teacher has {found}, expected {expected}")
 
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+@contextmanager
+def explained(problem: str) -> Iterator[None]:
+    """Report whatever is raised inside in one line: on a file that does not fit, torch raises nearly anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{problem}: {' '.join(str(error).split())[:200]}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from spatial_ensemble.errors import UserError
 
 FORMAT = 2
+HINT = "give the .ckpt file that a run wrote"
 PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype)
 # A type stands for its instances, [x] for a list of x; a dict names its keys, and a type among them allows others.
 SCHEMA: dict[Any, Any] = {
@@ -59,11 +60,7 @@ def clear(path: Path) -> None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint with its digest.
-
-    Args:
-        path: the file.
-        content: as SCHEMA has it; "format" is added.
+    """Write a checkpoint with its digest; "format" is added to the content.
 
     Raises:
         UserError: a network keeps a state that no checkpoint can hold.
@@ -87,10 +84,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
-
-    Returns:
-        What `save` was given, and "format".
+    """Read a checkpoint onto the CPU: what `save` was given, and "format".
 
     Raises:
         UserError: no such file; not a checkpoint, or one of another format; damaged or edited.
@@ -98,18 +92,16 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
-        raise UserError(f"checkpoint {path} {what}: give the .ckpt file that a run wrote")
+        raise UserError(f"checkpoint {path} {what}: {HINT}")
     with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # torch warns about files refused below
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
             stored = content.pop("digest", None) if isinstance(content, dict) else None
             found = digest(content)
         except Exception as error:  # torch's reader raises nearly anything on damaged bytes
-            raise UserError(
-                f"{path} is not a checkpoint, or is cut short or damaged: give the .ckpt file that a run wrote"
-            ) from error
+            raise UserError(f"{path} is not a checkpoint, or is cut short or damaged: {HINT}") from error
     if not isinstance(content, dict) or type(content.get("format")) is not int:
-        raise UserError(f"{path} is not a checkpoint of spatial-ensemble: give the .ckpt file that a run wrote")
+        raise UserError(f"{path} is not a checkpoint of spatial-ensemble: {HINT}")
     if content["format"] != FORMAT:
         raise UserError(
             f"checkpoint {path} has format {content['format']}, this version reads format {FORMAT}: use the version of "
@@ -117,7 +109,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if stored != found:
         raise UserError(f"checkpoint {path} is damaged or was edited (wrong digest): use a copy, or train again")
-    if mismatch := _mismatch(content, SCHEMA, "content"):
+    if mismatch := _mismatch(content, SCHEMA, "content") or _contradiction(content):
         raise UserError(f"checkpoint {path} does not hold what a run writes: {mismatch}")
     return content
 
@@ -127,9 +119,6 @@ def digest(content: object) -> str:
 
     It covers every key, every value with its type, and the dtype, shape and bytes of every tensor. It detects damage
     and careless edits; it is no authentication, since anyone can compute it.
-
-    Raises:
-        UserError: a value of another type.
 
     Example:
         >>> digest({"step": 1}) == digest({"step": 1}) != digest({"step": 1.0})
@@ -153,9 +142,8 @@ def digest(content: object) -> str:
         elif isinstance(value, PLAIN):
             found.update(f"{type(value).__name__} {value!r};".encode())
         else:
-            raise UserError(
-                f"a checkpoint cannot hold a {type(value).__name__}: use tensors, numbers, str, list or dict"
-            )
+            kind = type(value).__name__
+            raise UserError(f"a checkpoint cannot hold a {kind}: use tensors, numbers, str, list or dict")
 
     add(content)
     return found.hexdigest()
@@ -169,14 +157,11 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
         return "" if fits else f"{where} is {type(value).__name__}, expected {getattr(schema, '__name__', schema)}"
     if not isinstance(value, type(schema)):
         return f"{where} is {type(value).__name__}, expected {type(schema).__name__}"
-    if isinstance(schema, list):
-        parts = [(item, schema[0], f"{where}[{index}]") for index, item in enumerate(value)]
-    elif isinstance(schema, tuple):
-        if len(value) != len(schema):
-            return f"{where} has {len(value)} items, expected {len(schema)}"
-        parts = [
-            (item, kind, f"{where}[{index}]") for index, (item, kind) in enumerate(zip(value, schema, strict=True))
-        ]
+    if isinstance(schema, list | tuple):
+        kinds = schema * len(value) if isinstance(schema, list) else schema
+        if len(value) != len(kinds):
+            return f"{where} has {len(value)} items, expected {len(kinds)}"
+        parts = [(*pair, f"{where}[{index}]") for index, pair in enumerate(zip(value, kinds, strict=True))]
     else:
         rest = next((key for key in schema if isinstance(key, type)), None)  # the type of keys that have no name here
         if missing := [key for key in schema if key is not rest and key not in value]:
@@ -185,3 +170,14 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
             return f"{where} has the unknown key {unknown[0]!r}"
         parts = [(item, schema[key if key in schema else rest], f"{where}.{key}") for key, item in value.items()]
     return next(filter(None, (_mismatch(*part) for part in parts)), "")
+
+
+def _contradiction(content: dict[str, Any]) -> str:
+    """A value that no run writes, though its type is right; empty if none."""
+    data = content["data"]
+    if not len(data["mean"]) == len(data["std"]) == data["channels"]:
+        return f"content.data.mean and content.data.std need {data['channels']} values, one a channel"
+    if content["step"] < 0 or data["size"] < 1:
+        return "content.step or content.data.size is too small"
+    wrong = [name for name, (total, number) in content["running"].items() if total.shape != () or not number > 0]
+    return f"content.running.{wrong[0]} is no sum of values" if wrong else ""

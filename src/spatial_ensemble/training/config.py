@@ -5,7 +5,7 @@ In YAML files, in checkpoints and on the command line it is flat: the names of t
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +13,16 @@ import yaml  # type: ignore[import-untyped]
 
 from spatial_ensemble import methods
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.options import check_types
-from spatial_ensemble.smoothing.rule import Schedule, Smoothing
-from spatial_ensemble.smoothing.schedule import cosine, warmup
-
-SmoothingName = Literal["sts", "se", "tma", "tma-matched", "se-matched", "every"]
+from spatial_ensemble.methods.options import check_types, flag
+from spatial_ensemble.smoothing.rule import Smoothing
 
 
-def flag(name: str) -> str:
-    """batch_size -> --batch-size."""
-    return "--" + name.replace("_", "-")
-
-
-def _require(part: object, name: str, ok: Callable[[Any], bool], what: str) -> None:
-    """Refuse the value of a field that is out of range; None is fine."""
-    value = getattr(part, name)
-    if value is not None and not ok(value):
-        raise UserError(f"{flag(name)} must be {what}, got {value}")
+def _require(part: object, ok: Callable[[Any], bool], what: str, *names: str) -> None:
+    """Refuse values of fields that are out of range; None is fine."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and not ok(value):
+            raise UserError(f"{flag(name)} must be {what}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,7 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("image_size", "labels"):
-            _require(self, name, lambda value: value >= 1, "at least 1")
+        _require(self, lambda value: value >= 1, "at least 1", "image_size", "labels")
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self, "batchnorm_momentum", lambda value: 0 <= value <= 1, "a number in [0, 1]")
+        _require(self, lambda value: 0 <= value <= 1, "a number in [0, 1]", "batchnorm_momentum")
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class TeacherConfig:
         buffer_momentum: of averaged buffers, in [0, 1]; none: that of the weights.
     """
 
-    smoothing: SmoothingName = "sts"
+    smoothing: Literal["sts", "se", "tma", "tma-matched", "se-matched", "every"] = "sts"
     momentum: float = 0.999
     preserve_prob: float = 0.5
     momentum_schedule: Literal["constant", "cosine", "warmup"] = "constant"
@@ -136,9 +128,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self, "lr", lambda value: 0 < value < math.inf, "a positive number")
-        _require(self, "weight_decay", lambda value: 0 <= value < math.inf, "0 or more")
-        _require(self, "clip_grad", lambda value: value > 0, "a positive number")
+        _require(self, lambda value: 0 < value < math.inf, "a positive number", "lr")
+        _require(self, lambda value: 0 <= value < math.inf, "0 or more", "weight_decay")
+        _require(self, lambda value: value > 0, "a positive number", "clip_grad")
 
 
 @dataclass(frozen=True)
@@ -165,19 +157,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self, "seed", lambda value: value >= 0, "at least 0")
-        for name in ("steps", "batch_size", "eval_every", "checkpoint_every"):
-            _require(self, name, lambda value: value >= 1, "at least 1")
-
-
-PARTS: dict[str, type[Any]] = {
-    "images": ImagesConfig,
-    "model": ModelConfig,
-    "teacher": TeacherConfig,
-    "optim": OptimConfig,
-    "run": RunConfig,
-}
-SETTINGS = frozenset(field.name for part in PARTS.values() for field in fields(part))  # those of every run
+        _require(self, lambda value: value >= 0, "at least 0", "seed")
+        _require(self, lambda value: value >= 1, "at least 1", "steps", "batch_size", "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -215,10 +196,9 @@ class Config:
         if type(self.options) is not kind:
             raise UserError(f"options of {self.method} must be {kind.__module__}.{kind.__qualname__}")
         check_types(self.options)
-        if not 0 <= self.optim.warmup_steps <= self.run.steps:
-            raise UserError(
-                f"--warmup-steps must be from 0 to --steps ({self.run.steps}), got {self.optim.warmup_steps}"
-            )
+        steps, warmup = self.run.steps, self.optim.warmup_steps
+        if not 0 <= warmup <= steps:
+            raise UserError(f"--warmup-steps must be from 0 to --steps ({steps}), got {warmup}")
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> "Config":
@@ -253,9 +233,6 @@ class Config:
     def replace(self, **changes: Any) -> "Config":
         """A copy with other values, by the names of the fields of any part; another method starts from its defaults.
 
-        Raises:
-            UserError: as `from_dict`.
-
         Example:
             >>> Config("fixmatch", ImagesConfig("digits")).replace(momentum=0.9, steps=10).run.steps
             10
@@ -268,14 +245,9 @@ class Config:
     def differences(
         self, saved: Mapping[str, Any], may_change: Collection[str] = ()
     ) -> dict[str, tuple[object, object]]:
-        """Settings that differ from a saved configuration, as name: (saved, now). What it lacks has its default.
+        """Settings that differ from a saved configuration, as name: (saved, now), except those that may change.
 
-        Args:
-            saved: as `to_dict` gave it, perhaps by an earlier version.
-            may_change: names that are not compared.
-
-        Raises:
-            UserError: as `from_dict`.
+        `saved` is as `to_dict` gave it, perhaps in an earlier version: what it lacks has its default.
 
         Example:
             >>> config = Config("fixmatch", ImagesConfig("digits"))
@@ -289,12 +261,12 @@ class Config:
         return {name: (before[name], now[name]) for name in names}
 
 
-def options_of(method: str) -> type[Any]:
-    """The dataclass of a method's options.
+PARTS: dict[str, Any] = {part.name: part.type for part in fields(Config) if is_dataclass(part.type)}
+SETTINGS = frozenset(field.name for part in PARTS.values() for field in fields(part))  # those of every run
 
-    Raises:
-        UserError: an unknown method, or one of its options has the name of a setting.
-    """
+
+def options_of(method: str) -> type[Any]:
+    """The dataclass of a method's options, none of which may have the name of a setting."""
     kind = methods.options_of(method)
     if taken := sorted((SETTINGS | {"method"}) & {field.name for field in fields(kind)}):
         raise UserError(f"{method} has an option named {taken[0]!r}, which is a setting of every run: rename it")
@@ -302,11 +274,7 @@ def options_of(method: str) -> type[Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping.
-    """
+    """The mapping in a YAML file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -314,42 +282,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"the configuration {path} must hold lines of the form name: value")
     return content
-
-
-def build_smoothing(config: Config) -> Smoothing:
-    """The rule of a configuration: all smoothings come from the same momentum and preserve_prob.
-
-    Example:
-        >>> config = Config("fixmatch", ImagesConfig("digits"))
-        >>> build_smoothing(config.replace(smoothing="tma-matched", momentum=0.99, preserve_prob=0.5))
-        Smoothing(momentum=0.995, preserve_prob=0.0, buffer_momentum=0.99)
-    """
-    rule = _rule(config)
-    match config.teacher.smoothing:
-        case "tma-matched" | "se-matched":
-            return rule.matched()
-        case "every":
-            return rule.every()[1]
-        case _:
-            return rule
-
-
-def update_every(config: Config) -> int:
-    """Every how many steps the teacher of a configuration is updated."""
-    return _rule(config).every()[0] if config.teacher.smoothing == "every" else 1
-
-
-def _rule(config: Config) -> Smoothing:
-    """The rule itself, or the one that its smoothing is derived from."""
-    teacher = config.teacher
-    momentum: float | Schedule = teacher.momentum
-    if teacher.smoothing in ("se", "se-matched"):
-        momentum = 0.0
-    elif teacher.momentum_schedule == "cosine":
-        momentum = cosine(teacher.momentum, 1.0, config.run.steps)
-    elif teacher.momentum_schedule == "warmup":
-        momentum = warmup(teacher.momentum)
-    return Smoothing(momentum, 0.0 if teacher.smoothing == "tma" else teacher.preserve_prob, teacher.buffer_momentum)
 
 
 def _pick(part: type[Any], flat: Mapping[str, Any]) -> Any:

@@ -1,17 +1,9 @@
-"""Random state and deterministic algorithms, set for a run and restored after it."""
+"""Random state and deterministic algorithms of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-
-@contextmanager
-def own_random_state(device: torch.device | None = None) -> Iterator[None]:
-    """Restore torch's global generators on exit, those of the CPU and of that device."""
-    cuda = [device.index or 0] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        yield
 
 
 def seed_torch(seed: int, device: torch.device) -> None:

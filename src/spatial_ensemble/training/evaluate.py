@@ -11,7 +11,6 @@ from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.sources import load
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import accuracy
-from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.processes import choose_device
 
@@ -19,22 +18,17 @@ Protocol = Literal["accuracy", "knn", "linear", "linear-paper"]
 Which = Literal["teacher", "student"]
 
 
-def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: int = 0) -> float:
+def measure(student: nn.Module, data: ImageData, protocol: Protocol) -> float:
     """Accuracy in per cent; nan if no image has a label.
 
-    Args:
-        student: a network with its `backbone`.
-        data: with the mean and std for normalisation.
-        protocol: accuracy of the network's own outputs, of nearest neighbours of its backbone's features, or of a
-            linear probe of them (the standard one, or the paper's with its BatchNorm1d).
-        seed: of the linear probe.
+    Of the network's own outputs, of nearest neighbours of its backbone's features, or of a linear probe of them: the
+    standard one, or the paper's with its BatchNorm1d.
     """
     if not data.classes:
         return math.nan
     if protocol == "accuracy":
         return accuracy(student, data.test, data.mean, data.std)
-    backbone = student.backbone
-    assert isinstance(backbone, nn.Module)
+    backbone = student.get_submodule("backbone")
     if protocol == "knn":
         from spatial_ensemble.evaluation.knn import knn_accuracy
 
@@ -42,7 +36,7 @@ def measure(student: nn.Module, data: ImageData, protocol: Protocol, *, seed: in
     from spatial_ensemble.evaluation.linear import linear_accuracy
 
     kind: Literal["paper", "standard"] = "paper" if protocol == "linear-paper" else "standard"
-    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=kind, seed=seed)
+    return linear_accuracy(backbone, data.train, data.test, data.mean, data.std, protocol=kind)
 
 
 def evaluate(
@@ -55,7 +49,9 @@ def evaluate(
     skip_broken: bool = False,
     device: str = "auto",
 ) -> tuple[float, Protocol]:
-    """Measure a network of a checkpoint on the test images of a data set, normalised as in its training.
+    """Accuracy, in per cent, of a network of a checkpoint on the test images of a data set; and its protocol.
+
+    Images are normalised as in its training.
 
     Args:
         path: the checkpoint.
@@ -66,19 +62,14 @@ def evaluate(
         skip_broken: skip broken images.
         device: auto, cpu or cuda.
 
-    Returns:
-        The accuracy in per cent, and its protocol.
-
     Raises:
         UserError: no checkpoint, no classifier, or images or classes that do not fit the network.
     """
-    content = checkpoint.load(path)
-    config, method, teacher = restore(content, path)
+    content, config, method, teacher = restore(path)
     known = content["data"]
+    other = "use --protocol knn or linear"
     if protocol == "accuracy" and method.headline != "accuracy":
-        raise UserError(
-            f"{path} holds a network of {config.method}, which has no classifier: use --protocol knn or linear"
-        )
+        raise UserError(f"{path} holds a network of {config.method}, which has no classifier: {other}")
     if name is None:
         name, folder = config.images.data, folder or config.images.path
     data = load(name, folder, image_size=known["size"], skip_broken=skip_broken)
@@ -88,10 +79,8 @@ def evaluate(
         raise UserError(f"{path} was trained on images of {known['channels']} channel(s), {name} has {data.channels}")
     protocol = protocol or method.headline
     if protocol == "accuracy" and list(data.classes) != known["classes"]:
-        raise UserError(
-            f"{path} was trained on the classes {_few(known['classes'])}, {name} has {_few(data.classes)}: "
-            "use --protocol knn or linear"
-        )
+        both = f"{path} was trained on the classes {_few(known['classes'])}, {name} has {_few(data.classes)}"
+        raise UserError(f"{both}: {other}")
     network = (teacher.module if which == "teacher" else method.student).to(choose_device(device))
     return measure(network, replace(data, mean=known["mean"], std=known["std"]), protocol), protocol
 

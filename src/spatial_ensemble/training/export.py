@@ -29,10 +29,8 @@ def export(path: Path, out: Path, *, which: Which = "teacher") -> None:
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder: give the name of a file" if out.is_dir() else f"cannot be written: no folder {out.parent}"
         raise UserError(f"{out} {what}")
-    content = checkpoint.load(path)
-    config, method, teacher = restore(content, path)
-    data = content["data"]
-    network = teacher.module if which == "teacher" else method.student
+    content, config, method, teacher = restore(path)
+    data, network = content["data"], teacher.module if which == "teacher" else method.student
     metadata = {
         "format": "pt",
         "made_by": "spatial-ensemble",

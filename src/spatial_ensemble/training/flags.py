@@ -15,14 +15,10 @@ if TYPE_CHECKING:
 
 
 def first_pass(arguments: list[str]) -> tuple[list[str], Config | None]:
-    """A first pass over the flags that decide the defaults of all others.
+    """The arguments, with configuration files first so that flags win, and the configuration that all defaults are of.
 
     Precedence, from weak to strong: the recipe (or the defaults for method and data), the configuration of the run that
-    is resumed, --config, the flags.
-
-    Returns:
-        The arguments, with the configuration files first, so that flags win wherever they stand; and what to start
-        from, None if no method is known and none is needed.
+    is resumed, --config, the flags. The configuration is None if no method is known and none is needed.
     """
     command, *rest = arguments
     if command == "train" and rest and not rest[0].startswith("-"):

@@ -28,30 +28,24 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
 
 @contextmanager
 def tensorboard(folder: Path, first_step: int, wanted: bool) -> Iterator[Callable[[Row], None]]:
-    """A function that writes a row of the history to TensorBoard; it does nothing if that is not installed.
+    """A function that writes a row of the history to TensorBoard; it does nothing if not wanted or not installed.
 
-    Args:
-        folder: for the event files.
-        wanted: whether this process writes.
-        first_step: events of an interrupted run from this step on are dropped.
+    Events of an interrupted run from `first_step` on are dropped.
     """
     if not wanted or importlib.util.find_spec("tensorboard") is None:
         yield lambda row: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(folder, purge_step=first_step)
+    with SummaryWriter(folder, purge_step=first_step) as writer:
 
-    def write(row: Row) -> None:
-        for name, value in row.items():
-            if name != "step":
-                writer.add_scalar(name, value, int(row["step"]))
-        writer.flush()
+        def write(row: Row) -> None:
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, int(row["step"]))
+            writer.flush()
 
-    try:
         yield write
-    finally:
-        writer.close()
 
 
 @contextmanager
@@ -82,6 +76,6 @@ def describe(row: Row) -> str:
     """
     if not row:
         return ""
-    loss, teacher = f"loss {row['loss']:.4g}", row["teacher_accuracy"]
+    loss, teacher = f"loss {row.get('loss', math.nan):.4g}", row["teacher_accuracy"]
     accuracies = f"teacher {teacher:.2f} %, student {row['student_accuracy']:.2f} %"
     return f"step {row['step']:g}: {loss if math.isnan(teacher) else f'{accuracies}, {loss}'}"

@@ -59,7 +59,19 @@ def learning_rate(config: Config, step: int) -> float:
     return config.optim.lr
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of every parameter."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
+def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Continue from a saved state; all settings stay those of the configuration.
+
+    Raises:
+        ValueError: it is the state of another optimizer, or of other parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
+        raise ValueError("its groups hold other parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
+    for index, state in saved["state"].items():  # torch would fail on it at the next step
+        shapes = {name: () if name == "step" else parameters[index].shape for name in names}
+        if {name: value.shape for name, value in state.items()} != shapes:
+            raise ValueError(f"the state of parameter {index} has other tensors")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

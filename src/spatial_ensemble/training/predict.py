@@ -10,7 +10,6 @@ from spatial_ensemble.data.sources.decode import SUFFIXES, BrokenImageError, dec
 from spatial_ensemble.data.sources.folder import files_below
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.evaluation import predict as outputs
-from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.build import restore
 from spatial_ensemble.training.evaluate import Which
 from spatial_ensemble.training.processes import choose_device
@@ -33,12 +32,15 @@ def predict(
     Raises:
         UserError: no checkpoint, a network without a classifier, no image, or a broken one.
     """
-    content = checkpoint.load(path)
-    config, method, teacher = restore(content, path)
+    content, config, method, teacher = restore(path)
     data = content["data"]
     if method.headline != "accuracy":
         raise UserError(f"{path} holds a network of {config.method}, which has no classifier")
-    files = _files(images)
+    if not images.exists():
+        raise UserError(f"no such image or folder: {images}")
+    files = [images] if images.is_file() else [Path(file) for file in files_below(images)]
+    if not files:
+        raise UserError(f"no image in {images}: images end in {', '.join(SUFFIXES)}")
     network = (teacher.module if which == "teacher" else method.student).to(choose_device(device))
     for start in range(0, len(files), CHUNK):
         kept, pixels = [], []
@@ -53,17 +55,6 @@ def predict(
             chances = outputs(network, torch.stack(pixels), data["mean"], data["std"]).softmax(dim=1)
             for file, chance, place in zip(kept, *(t.tolist() for t in chances.max(dim=1)), strict=True):
                 yield file, data["classes"][place], chance
-
-
-def _files(images: Path) -> list[Path]:
-    if images.is_file():
-        return [images]
-    if not images.is_dir():
-        raise UserError(f"no such image or folder: {images}")
-    files = [Path(file) for file in files_below(images)]
-    if not files:
-        raise UserError(f"no image in {images}: images end in {', '.join(SUFFIXES)}")
-    return files
 
 
 def _channels(pixels: object, channels: int) -> Tensor:

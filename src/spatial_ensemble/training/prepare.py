@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spatial_ensemble import networks
+from spatial_ensemble import methods, networks
 from spatial_ensemble.data import sources
 from spatial_ensemble.data.images import ImageData
 from spatial_ensemble.data.loaders import Batches
@@ -18,7 +18,7 @@ from spatial_ensemble.evaluation.predict import predict
 from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import generator
 from spatial_ensemble.smoothing.teacher import Teacher
-from spatial_ensemble.training.build import build_method, build_teacher, describe, load_backbone
+from spatial_ensemble.training.build import build_method, build_teacher, describe, explained, load_backbone
 from spatial_ensemble.training.config import Config
 from spatial_ensemble.training.processes import choose_device
 
@@ -35,25 +35,16 @@ class Prepared:
 
 
 def check(config: Config) -> dict[str, Any]:
-    """Raise whatever `train` would raise about the configuration or its data, without training.
-
-    Returns:
-        What a checkpoint keeps of the data.
-
-    Raises:
-        UserError: as `train`.
-    """
+    """Raise what `train` would about the configuration or its data; return what a checkpoint keeps of the data."""
     choose_device(config.run.device)
     return describe(prepare(config).data)
 
 
 def check_names(config: Config, *, resumed: bool = False) -> None:
-    """Check names and paths before anything that takes longer.
-
-    Raises:
-        UserError: an unknown data set or network, or a missing path.
-    """
+    """Check names, paths and whether the method takes labels, before anything that takes longer."""
     images, network, init = config.images, config.model.network, config.model.init
+    if images.labels is not None and not methods.get(config.method).labelled_views:
+        raise UserError(f"{config.method} learns without labels: leave out --labels")
     sources.check(images.data, images.path, image_size=images.image_size)
     if network is not None:
         networks.get(network)
@@ -62,11 +53,7 @@ def check_names(config: Config, *, resumed: bool = False) -> None:
 
 
 def load_data(config: Config, *, resumed: bool = False) -> tuple[Config, ImageData]:
-    """Read the data: the configuration with its network named, and the data set.
-
-    Raises:
-        UserError: as `check_names`, or images that cannot be read.
-    """
+    """The configuration with its network named, and its data set."""
     check_names(config, resumed=resumed)
     images, network = config.images, config.model.network
     data = sources.load(images.data, images.path, image_size=images.image_size, skip_broken=images.skip_broken)
@@ -82,17 +69,14 @@ def prepare(
     rank: int = 0,
     world_size: int = 1,
 ) -> Prepared:
-    """Build and check the data, the method, its teacher and its batches.
+    """Build the data, the method, its teacher and its batches, and check that they fit together.
 
     Args:
         config: the run.
-        data: of the configuration, which then names its network, as `load_data` returns them; None: load them.
+        data: with a configuration that names its network, as `load_data` returns both; None: load them.
         resumed: leave out --init, since the weights come from a checkpoint.
         device: for the networks and the batches; None: the CPU.
         rank, world_size: this process, and how many share a batch.
-
-    Raises:
-        UserError: the configuration, the data and the method do not fit together.
     """
     if data is None:
         config, data = load_data(config, resumed=resumed)
@@ -102,18 +86,6 @@ def prepare(
         load_backbone(method, Path(config.model.init))
     elif method.needs_init and not resumed:
         raise UserError(f"{config.method} needs pretrained weights: pass --init FILE, a .safetensors file from export")
-    batches = _batches(config, data, method, device, rank, world_size)
-    if world_size > 1 and device.type == "cuda":  # torch has synchronised BatchNorm for GPUs only
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    method.to(device)
-    return Prepared(config, data, method, build_teacher(config, method), batches)
-
-
-def _batches(
-    config: Config, data: ImageData, method: Method, device: torch.device, rank: int, world_size: int
-) -> Batches:
-    if config.images.labels is not None and not method.labelled_views:
-        raise UserError(f"{config.method} learns without labels: leave out --labels")
     labelled = balanced_indices(data.train.labels, config.images.labels, data.classes, config.run.seed)
     method.check(
         batch_size=config.run.batch_size,
@@ -126,7 +98,7 @@ def _batches(
     views = {name: view(name, size=data.size, flip=data.flip) for name in names}
     for name, random_view in views.items():
         _try(config, method, data, name, random_view)
-    return Batches(
+    batches = Batches(
         data.train,
         labelled,
         labelled_views=[views[name] for name in method.labelled_views],
@@ -140,6 +112,10 @@ def _batches(
         rank=rank,
         world_size=world_size,
     )
+    if world_size > 1 and device.type == "cuda":  # torch has synchronised BatchNorm for GPUs only
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method.to(device)
+    return Prepared(config, data, method, build_teacher(config, method), batches)
 
 
 def _try(config: Config, method: Method, data: ImageData, name: str, random_view: View) -> None:
@@ -152,9 +128,5 @@ def _try(config: Config, method: Method, data: ImageData, name: str, random_view
             f"the view {name!r} has {size} pixels, the images have {data.size} x {data.size}: use larger images, or an "
             "option that leaves this view out"
         )
-    try:
+    with explained(f"the network {config.model.network} does not take the {size} pixels of the view {name!r}"):
         predict(method.student.get_submodule("backbone"), example, data.mean, data.std)
-    except Exception as error:
-        raise UserError(
-            f"the network {config.model.network} does not take the {size} pixels of the view {name!r}: {error}"
-        ) from error

@@ -18,11 +18,7 @@ Found = TypeVar("Found")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda".
-
-    Raises:
-        UserError: "cuda" without a CUDA device.
-    """
+    """The device for "auto", "cpu" or "cuda"; the last is an error without a CUDA device."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
@@ -52,11 +48,7 @@ def launch(run: RunConfig) -> "Fabric":
 def first_alone(fabric: "Fabric", work: Callable[[], Found]) -> Found:
     """The result of `work` in every process; the first one of each machine works alone, so that only it downloads.
 
-    Fabric's `rank_zero_first` does not fit: where `work` raises in one process, the others wait for it forever.
-
-    Raises:
-        Exception: what `work` raised here.
-        UserError: what it raised in another process.
+    What `work` raises in one process is raised in all; with Fabric's `rank_zero_first` the others would wait forever.
     """
     # A download may take longer than the default timeout of half an hour.
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=10))

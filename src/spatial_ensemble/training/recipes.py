@@ -1,5 +1,6 @@
 """Recipes: functions that return a whole configuration, with published hyper-parameters and their source.
 
+What a recipe does not name has the default of its field.
 Smoothing is STS over the momentum that each method is published with: p is the paper's for FixMatch and MoCo (0.5) and
 BYOL (0.7), and 0.5 for Mean Teacher and DINO, which it does not have; `--smoothing tma` gives the published average.
 """
@@ -9,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from spatial_ensemble.errors import UserError
-from spatial_ensemble.methods.options.byol import BYOLOptions
 from spatial_ensemble.methods.options.dino import DINOOptions
 from spatial_ensemble.methods.options.fixmatch import FixMatchOptions
-from spatial_ensemble.methods.options.linear import LinearOptions
 from spatial_ensemble.methods.options.moco import MoCoOptions
 from spatial_ensemble.training.config import Config, ImagesConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
@@ -29,9 +28,9 @@ def fixmatch_digits() -> Config:
         "fixmatch",
         ImagesConfig("digits", labels=20),
         ModelConfig("small"),
-        TeacherConfig(momentum=0.95, preserve_prob=0.5),
+        TeacherConfig(momentum=0.95),
         OptimConfig("adamw", lr=0.005, lr_schedule="fixmatch"),
-        RunConfig(steps=1600, batch_size=10, eval_every=100, checkpoint_every=400),
+        RunConfig(steps=1600, batch_size=10, checkpoint_every=400),
         FixMatchOptions(threshold=0.8),
     )
 
@@ -45,7 +44,6 @@ def fixmatch_cifar10() -> Config:
         TeacherConfig(momentum=0.999, preserve_prob=0.5),
         OptimConfig("sgd", lr=0.03, lr_schedule="fixmatch", weight_decay=0.0005),
         RunConfig(steps=2**20, batch_size=64, eval_every=1024, checkpoint_every=4096),
-        FixMatchOptions(threshold=0.95, unlabelled_weight=1.0, unlabelled_ratio=7, labels_from="teacher"),
     )
 
 
@@ -69,7 +67,6 @@ def byol_cifar10(epochs: int = 1000) -> Config:
         TeacherConfig(momentum=0.99, preserve_prob=0.7, momentum_schedule="cosine"),
         OptimConfig("larc", lr=1.0, warmup_steps=10 * CIFAR // 256, weight_decay=0.00001),
         _epochs(epochs, CIFAR, 256, warmup=10, evaluate=10),
-        BYOLOptions(hidden_dim=4096, projection_dim=256, teacher_norm="batch"),
     )
 
 
@@ -85,7 +82,7 @@ def moco_cifar10(epochs: int = 200) -> Config:
         TeacherConfig(momentum=0.99, preserve_prob=0.5),
         OptimConfig("heavyball", lr=0.06, weight_decay=0.0005),
         _epochs(epochs, CIFAR, 512, evaluate=5),
-        MoCoOptions(dim=128, queue_size=4096, temperature=0.1, teacher_norm="batch", shuffle_groups=8),
+        MoCoOptions(temperature=0.1),
     )
 
 
@@ -105,12 +102,7 @@ def dino_cifar10(epochs: int = 300) -> Config:
         OptimConfig("adamw", lr=0.0005, warmup_steps=10 * CIFAR // 256, weight_decay=0.04, clip_grad=3.0),
         _epochs(epochs, CIFAR, 256, warmup=10, evaluate=10),
         DINOOptions(
-            out_dim=4096,
-            local_crops=6,
-            teacher_temperature=0.07,
-            warmup_teacher_temperature=0.04,
-            temperature_warmup_steps=30 * per_epoch,
-            freeze_last_layer_steps=per_epoch,
+            teacher_temperature=0.07, temperature_warmup_steps=30 * per_epoch, freeze_last_layer_steps=per_epoch
         ),
     )
 
@@ -124,7 +116,6 @@ def byol_imagenet(epochs: int = 200) -> Config:
         TeacherConfig(momentum=0.99, preserve_prob=0.7, momentum_schedule="cosine"),
         OptimConfig("heavyball", lr=0.05, warmup_steps=10 * IMAGENET // 256, weight_decay=0.0001),
         _epochs(epochs, IMAGENET, 256, warmup=10, evaluate=25),
-        BYOLOptions(hidden_dim=4096, projection_dim=256, teacher_norm="batch"),
     )
 
 
@@ -140,7 +131,7 @@ def moco_imagenet(epochs: int = 200) -> Config:
         TeacherConfig(momentum=0.999, preserve_prob=0.5),
         OptimConfig("heavyball", lr=0.03, weight_decay=0.0001),
         _epochs(epochs, IMAGENET, 256, evaluate=25),
-        MoCoOptions(dim=128, queue_size=65536, temperature=0.2, teacher_norm="batch", shuffle_groups=8),
+        MoCoOptions(queue_size=65536),
     )
 
 
@@ -153,7 +144,6 @@ def linear_imagenet(epochs: int = 80) -> Config:
         TeacherConfig("tma", momentum=0.999),
         OptimConfig("heavyball", lr=0.2, weight_decay=0.0),
         _epochs(epochs, IMAGENET, 256, evaluate=5),
-        LinearOptions(norm=True),
     )
 
 
@@ -187,11 +177,7 @@ RECIPES: dict[str, Callable[..., Config]] = {
 
 
 def get(name: str, epochs: int | None = None) -> Config:
-    """The configuration of a recipe.
-
-    Args:
-        name: one of RECIPES.
-        epochs: for recipes that are given in epochs; None: as published.
+    """The configuration of one of RECIPES; epochs for those that are given in epochs, None: as published.
 
     Raises:
         UserError: an unknown name, or epochs for a recipe that counts steps.
@@ -234,13 +220,7 @@ _SHORT: dict[str, Any] = {
     "eval_every": 500,
     "checkpoint_every": 500,
 }
-_SELF_SUPERVISED: dict[str, Any] = {
-    "momentum": 0.99,
-    "momentum_schedule": "constant",
-    "batch_size": 64,
-    "optimizer": "adamw",
-    "lr_schedule": "cosine",
-}
+_SELF_SUPERVISED = {"momentum": 0.99, "momentum_schedule": "constant", "batch_size": 64, "lr_schedule": "cosine"}
 
 
 def default(method: str, data: str) -> Config:
@@ -258,5 +238,5 @@ def default(method: str, data: str) -> Config:
     changes = _SHORT
     if method in ("byol", "moco", "dino"):
         network = None if data == "digits" else "resnet10-small"
-        changes = changes | _SELF_SUPERVISED | {"network": network}
+        changes = changes | _SELF_SUPERVISED | {"optimizer": "adamw", "network": network}
     return Config.from_dict({"method": method, "data": data} | changes | _OWN.get(method, {}))

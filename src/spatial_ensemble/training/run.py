@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from spatial_ensemble.errors import UserError
+from spatial_ensemble.methods.options import flag
 from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing.kernels.plain import nonfinite
 from spatial_ensemble.training import checkpoint, processes
 from spatial_ensemble.training.averages import Averages
-from spatial_ensemble.training.build import describe, load_weights
-from spatial_ensemble.training.config import Config, flag
-from spatial_ensemble.training.determinism import deterministic_cudnn, own_random_state, seed_torch
+from spatial_ensemble.training.build import describe, explained, load_weights
+from spatial_ensemble.training.config import Config
+from spatial_ensemble.training.determinism import deterministic_cudnn, seed_torch
 from spatial_ensemble.training.evaluate import measure
 from spatial_ensemble.training.logs import Row, progress_bar, tensorboard, write_csv
-from spatial_ensemble.training.optim import build_optimizer, learning_rate, set_learning_rate
+from spatial_ensemble.training.optim import build_optimizer, learning_rate, load_state
 from spatial_ensemble.training.prepare import Prepared, load_data, prepare
 
 if TYPE_CHECKING:
@@ -68,9 +69,6 @@ def train(
         progress: show a progress bar if standard error is a terminal.
         on_step: called with the number of steps done, after each step.
 
-    Returns:
-        The history and the last accuracies.
-
     Raises:
         UserError: a mistake in the configuration, the data or `out`, which is left unchanged; or a loss or weights that
             are non-finite, which are not saved.
@@ -98,7 +96,8 @@ def train(
             return _result(saved["history"], saved["seconds"], out, steps_done=0)
     prepared = prepare(config, data, resumed=saved is not None, **where)
     fabric = processes.launch(config.run) if processes.count() == 1 else fabric
-    with own_random_state(fabric.device), deterministic_cudnn():
+    cuda = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), deterministic_cudnn():  # the caller's generators are left as they were
         return _fit(prepared, fabric, out, saved, started, progress, on_step)
 
 
@@ -118,7 +117,8 @@ def _fit(
     start, history, seconds = 0, list[Row](), 0.0
     if saved:
         load_weights(saved, out / CHECKPOINT, method, teacher)
-        optimizer.load_state_dict(saved["optimizer"])
+        with explained(f"checkpoint {out / CHECKPOINT} holds the state of another optimizer"):
+            load_state(optimizer, saved["optimizer"])
         start, history, seconds = saved["step"], saved["history"], saved["seconds"]
     averages = Averages(fabric, saved["running"] if saved else {})  # since the last evaluation
     nonfinite_at_start = _nonfinite(prepared)  # such as an attention mask of -inf
@@ -179,24 +179,15 @@ def _fit(
 def take_step(
     step: int, prepared: Prepared, fabric: "Fabric", module: nn.Module, stepper: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """One step of the optimizer and of the teacher.
+    """One step of the optimizer and of the teacher, counted from 0; the loss and the method's metrics.
 
-    Args:
-        step: its number, counted from 0.
-        prepared: the parts of the run.
-        fabric: of its processes.
-        module, stepper: the method and its optimizer as `fabric.setup` returned them.
-
-    Returns:
-        The loss and the method's metrics.
-
-    Raises:
-        UserError: a metric has the name of a column of log.csv.
+    `module` and `stepper` are the method and its optimizer as `fabric.setup` returned them.
     """
     config, method, teacher = prepared.config, prepared.method, prepared.teacher
     # For layers that draw from the global generator, such as dropout.
     seed_torch(derive_seed(config.run.seed, "step", step, fabric.global_rank), fabric.device)
-    set_learning_rate(stepper, learning_rate(config, step))
+    for group in stepper.param_groups:
+        group["lr"] = learning_rate(config, step)
     stepper.zero_grad()
     loss, metrics = module(prepared.batches(step), teacher)
     fabric.backward(loss)

@@ -22,4 +22,4 @@ class BYOLOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(1, hidden_dim=self.hidden_dim, projection_dim=self.projection_dim)
+        at_least(self, 1, "hidden_dim", "projection_dim")

@@ -40,9 +40,8 @@ class DINOOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(1, out_dim=self.out_dim, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim)
-        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        at_least(0, local_crops=self.local_crops, temperature_warmup_steps=self.temperature_warmup_steps)
-        at_least(0, freeze_last_layer_steps=self.freeze_last_layer_steps)
-        require(0 <= self.centre_momentum <= 1, "centre_momentum", self.centre_momentum, "a number from 0 to 1")
+        at_least(self, 1, "out_dim", "hidden_dim", "bottleneck_dim")
+        at_least(self, 0, "local_crops", "temperature_warmup_steps", "freeze_last_layer_steps")
+        temperatures = "student_temperature", "teacher_temperature", "warmup_teacher_temperature"
+        require(self, lambda value: value > 0, "a number above 0", *temperatures)
+        require(self, lambda value: 0 <= value <= 1, "a number from 0 to 1", "centre_momentum")

@@ -29,6 +29,6 @@ class FixMatchOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 <= self.threshold <= 1, "threshold", self.threshold, "a confidence from 0 to 1")
-        at_least(0, unlabelled_weight=self.unlabelled_weight)
-        at_least(1, unlabelled_ratio=self.unlabelled_ratio)
+        require(self, lambda value: 0 <= value <= 1, "a confidence from 0 to 1", "threshold")
+        at_least(self, 0, "unlabelled_weight")
+        at_least(self, 1, "unlabelled_ratio")

@@ -24,5 +24,5 @@ class MeanTeacherOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(0, consistency_weight=self.consistency_weight, ramp_up_steps=self.ramp_up_steps)
-        at_least(1, unlabelled_ratio=self.unlabelled_ratio)
+        at_least(self, 0, "consistency_weight", "ramp_up_steps")
+        at_least(self, 1, "unlabelled_ratio")

@@ -31,6 +31,6 @@ class MoCoOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(0, hidden_dim=self.hidden_dim)
-        at_least(1, dim=self.dim, queue_size=self.queue_size, shuffle_groups=self.shuffle_groups)
-        require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        at_least(self, 0, "hidden_dim")
+        at_least(self, 1, "dim", "queue_size", "shuffle_groups")
+        require(self, lambda value: value > 0, "a number above 0", "temperature")
