@@ -147,10 +147,12 @@ def _compare_parser() -> "ArgumentParser":
 
 
 def _compare(given: "Namespace") -> None:
-    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, parse, resolve
+    from spatial_ensemble.studies.arms import SMOOTHINGS, Arm, check_counts, parse, resolve
     from spatial_ensemble.training.flags import configuration
 
     config = configuration(given)
+    counts = {name: given[name] for name in ("seeds", "until", "max_seeds", "drop", "workers")}
+    check_counts(**counts)
     smoothings = SMOOTHINGS if given.smoothings is None else given.smoothings
     arms = [*(Arm(name, fields) for name, fields in (given.arms or {}).items()), *map(parse, given.arm or [])]
     configs = [arm.configure(config, config.run.seed) for arm in resolve(config, smoothings, arms)]
@@ -160,8 +162,7 @@ def _compare(given: "Namespace") -> None:
         check_names(one)
     from spatial_ensemble.studies.compare import compare
 
-    how = {name: given[name] for name in ("seeds", "until", "max_seeds", "drop", "workers")}
-    compare(config, Path(given.out), smoothings=smoothings, arms=arms, **how)
+    compare(config, Path(given.out), smoothings=smoothings, arms=arms, **counts)
 
 
 def _evaluate_parser() -> "ArgumentParser":

@@ -4,28 +4,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from spatial_ensemble.data.sources.streaming import FileImages
 from spatial_ensemble.errors import UserError
 
-
-class Files(Protocol):
-    """Images that stay in their files, indexed like the uint8 tensor [N, C, H, W] of their pixels."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice | Tensor, /) -> Tensor: ...
-
-    def names(self) -> bytes: ...
-
-
-Pixels = Tensor | Files
+Pixels = Tensor | FileImages
 
 
 @dataclass(frozen=True)
@@ -39,11 +25,7 @@ class Images:
         return len(self.labels)
 
     def known(self) -> Tensor:
-        """Mask of the images with a known class, bool [N].
-
-        Raises:
-            UserError: there are none.
-        """
+        """Mask of the images with a known class, bool [N]; UserError: there are none."""
         known = self.labels >= 0
         if not known.any():
             raise UserError(f"none of the {len(self)} images has a known class to learn from")
@@ -82,9 +64,10 @@ class ImageData:
         For images that stay in their files it covers class folder and file name: reading the pixels takes too long.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for labels, images in ((part.labels, part.images) for part in (self.train, self.test)):
-            digest.update(labels.numpy().data)
-            digest.update(images.contiguous().numpy().data if isinstance(images, Tensor) else images.names())
+        for part in (self.train, self.test):
+            digest.update(part.labels.numpy().data)
+            pixels = part.images
+            digest.update(pixels.contiguous().numpy().data if isinstance(pixels, Tensor) else pixels.names())
         return digest.hexdigest()
 
 
@@ -109,17 +92,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in units of the full range, from exact integer sums.
+    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], in units of the full range.
 
-    Args:
-        images: uint8 [N, C, H, W], N > 0.
-
-    Returns:
-        mean and std, C numbers each; the deviation of a constant channel is given as 1, so that dividing by it leaves
-        that channel at zero.
+    From exact integer sums. The deviation of a constant channel is 1, so that dividing by it leaves that channel at 0.
     """
-    means, stds = [], []
-    values = torch.arange(256)
+    means, stds, values = [], [], torch.arange(256)
     for channel in range(images.shape[1]):
         # In pieces, to keep bincount's copy small.
         pieces = (torch.bincount(piece[:, channel].flatten(), minlength=256) for piece in images.split(4096))

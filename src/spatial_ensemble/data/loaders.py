@@ -10,7 +10,7 @@ from spatial_ensemble.data.batch import Batch
 from spatial_ensemble.data.images import Images, channel_tensor, normalise
 from spatial_ensemble.data.sampling import Order, Picks
 from spatial_ensemble.data.sources.decode import cores
-from spatial_ensemble.data.sources.streaming import FileImages, Stream
+from spatial_ensemble.data.sources.streaming import Stream
 from spatial_ensemble.data.views import View
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.seeding import generator
@@ -34,7 +34,7 @@ class Batches:
         unlabelled_batch_size: unlabelled images per step, over all ranks.
         mean, std: per channel, in units of the full range.
         seed: of the order and of the augmentation.
-        device: where images are stored, augmented and returned.
+        device: where images are augmented and returned, and stored if they are in memory.
         rank, world_size: this process, and the number that share the batch.
         workers: processes that decode images from their files; None: the cores, divided among the ranks.
 
@@ -84,17 +84,18 @@ class Batches:
             world_size,
         )
         self._images: Tensor | Stream
-        if isinstance(data.images, FileImages):
+        if isinstance(data.images, Tensor):
+            self._images = data.images.to(self.device)
+        else:
             on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # set by torchrun
             each = max(1, cores() // on_this_machine) if workers is None else workers
             self._images = Stream(data.images, self._picks, each, pin=self.device.type == "cuda")
-        else:
-            assert isinstance(data.images, Tensor)
-            self._images = data.images.to(self.device)
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step, counted from 0: float32 views [B / world_size, C, H, W] on the device."""
-        picks = [self._to_device(index) for index in self._picks(step)]
+        picks = [*self._picks(step)]
+        if self.device.type == "cuda":  # from pinned memory the copy is asynchronous
+            picks = [index.pin_memory().to(self.device, non_blocking=True) for index in picks]
         if isinstance(self._images, Stream):
             labelled, unlabelled = (images.to(self.device, non_blocking=True) for images in self._images(step))
         else:
@@ -114,7 +115,3 @@ class Batches:
             draws = view.draw(len(images) * self.world_size, generator(self.seed, what, number, step))
             shown.append(normalise(view.apply(images, self._picks.own(draws)), self.mean, self.std))
         return tuple(shown)
-
-    def _to_device(self, index: Tensor) -> Tensor:
-        # From pinned memory the copy is asynchronous.
-        return index.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else index

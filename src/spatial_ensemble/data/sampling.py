@@ -9,12 +9,7 @@ from spatial_ensemble.seeding import generator
 
 
 class Order:
-    """An endless sequence of permutations: each image once per epoch.
-
-    Args:
-        indices: int64 [N], the images that take part.
-        seed, what: the permutation of an epoch is drawn from (seed, what, epoch).
-    """
+    """An endless sequence of permutations of `indices`: each image once per epoch, drawn from (seed, what, epoch)."""
 
     def __init__(self, indices: Tensor, seed: int, what: str) -> None:
         self.indices, self.seed, self.what = indices, seed, what

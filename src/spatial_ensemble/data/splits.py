@@ -37,11 +37,11 @@ def balanced_indices(labels: Tensor, count: int | None, classes: Sequence[str], 
         raise UserError(f"{count} labels cannot be shared out evenly over {len(classes)} classes: try {near}")
     each = count // len(classes)
     available = torch.bincount(labels[labels >= 0], minlength=len(classes))
-    smallest = int(available.argmin())
-    if each > available[smallest]:
+    least, smallest = (int(value) for value in available.min(dim=0))
+    if each > least:
         raise UserError(
-            f"{count} labels are {each} of each class, but class {classes[smallest]!r} has only "
-            f"{int(available[smallest])} training images: at most {int(available[smallest]) * len(classes)} labels"
+            f"{count} labels are {each} of each class, but class {classes[smallest]!r} has only {least} training "
+            f"images: at most {least * len(classes)} labels"
         )
     return draw_per_class(labels, [each] * len(classes), seed, "labels")
 
@@ -58,6 +58,4 @@ def draw_per_class(labels: Tensor, counts: Sequence[int], seed: int, what: str) 
 
 def without(total: int, indices: Tensor) -> Tensor:
     """The indices from 0 to total - 1 that are not in `indices`, increasing."""
-    rest = torch.ones(total, dtype=torch.bool)
-    rest[indices] = False
-    return torch.nonzero(rest).flatten()
+    return torch.ones(total, dtype=torch.bool).index_fill(0, indices, False).nonzero().flatten()

@@ -38,8 +38,6 @@ def linear_probe(
     Args:
         features: float32 [N, D].
         labels: int64 [N], from 0 to classes - 1.
-        classes: number of classes.
-        protocol: hyper-parameters.
         seed: of the initial weights and of the order of the batches.
         batch_size: features per step, all N if there are fewer; the learning rate scales with it.
 

@@ -48,16 +48,17 @@ def predict(
             module.training = training
 
 
+def accuracy(network: nn.Module, images: Images, mean: Sequence[float], std: Sequence[float]) -> float:
+    """Top-1 accuracy of a classifier, images [B, C, H, W] to logits [B, classes], in per cent; else as `predict`."""
+    labels = predict(network, images.images, mean, std).argmax(dim=1)
+    right = labels == images.labels.to(labels.device)
+    return 100 * int(right.sum()) / len(images)
+
+
 def known_features(
     backbone: nn.Module, train: Images, test: Images, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features and labels of the training images with a known class, and of the test images, on one device.
-
-    Args: as for `knn_accuracy`.
-
-    Raises:
-        UserError: no training image has a known class.
-    """
+    """Features and labels of the training images with a known class, and of the test images, on one device."""
     rows = train.known().nonzero().flatten()
     bank, features = predict(backbone, train.images, mean, std, rows=rows), predict(backbone, test.images, mean, std)
     return bank, train.labels[rows].to(bank.device), features, test.labels.to(bank.device)

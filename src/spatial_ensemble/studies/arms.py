@@ -19,12 +19,7 @@ SHARED = ("method", "data", "path", "image_size", "skip_broken", "seed", "device
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things that a study compares.
-
-    Args:
-        name: of its runs' folders, in the results, and in every figure.
-        settings: fields of the configuration by their flat names, as on the command line.
-    """
+    """One of the things that a study compares: a name, and fields of the configuration by their flat names."""
 
     name: str
     settings: Mapping[str, Any]
@@ -40,11 +35,7 @@ class Arm:
         return ", ".join(f"{name} {'none' if value is None else value}" for name, value in self.settings.items())
 
     def configure(self, config: Config, seed: int) -> Config:
-        """The configuration of one of its runs.
-
-        Raises:
-            UserError: a setting that does not exist, or is out of its range.
-        """
+        """The configuration of one of its runs; UserError: a setting that does not exist, or is out of its range."""
         try:
             return config.replace(**self.settings, seed=seed)
         except UserError as error:
@@ -52,11 +43,7 @@ class Arm:
 
 
 def known(name: str) -> Arm:
-    """The arm that a smoothing's name stands for: the configuration with this smoothing.
-
-    Raises:
-        UserError: no such smoothing.
-    """
+    """The arm that a smoothing's name stands for: the configuration with this smoothing."""
     if name not in KNOWN:
         raise UserError(f"--smoothings must be some of {', '.join(KNOWN)}; got {name!r}")
     return Arm(name, {"smoothing": name})
@@ -64,9 +51,6 @@ def known(name: str) -> Arm:
 
 def parse(text: str) -> Arm:
     """An arm as the command line spells it, "NAME: FIELD=VALUE ...".
-
-    Raises:
-        UserError: not of this form.
 
     Example:
         >>> parse("fast: momentum=0.8, preserve-prob=0.7")
@@ -92,16 +76,28 @@ def _value(text: str) -> Any:
     return value
 
 
+def check_counts(
+    seeds: int, until: float | None = None, max_seeds: int | None = None, drop: bool = False, workers: int | None = None
+) -> None:
+    """Check the numbers that `compare` is given.
+
+    Raises:
+        UserError: one is out of its range, or belongs to another.
+    """
+    for name, count in (("seeds", seeds), ("max-seeds", max_seeds), ("workers", workers)):
+        if count is not None and count < 1:
+            raise UserError(f"--{name} must be at least 1, got {count}")
+    if until is None and (drop or max_seeds is not None):
+        raise UserError(f"{'--drop' if drop else '--max-seeds'} belongs to --until: use --seeds")
+    if until is not None and not until > 0:
+        raise UserError(f"--until must be a positive number of percentage points, got {until}")
+
+
 def resolve(config: Config, smoothings: Sequence[str], own: Sequence[Arm]) -> tuple[Arm, ...]:
     """The arms of a study, checked, each with its smoothing written out.
 
     The setting `matched: NAME` gives an arm the settings of another (a known one, or one given before), and for its
     rule the moving average of the same expected speed.
-
-    Args:
-        config: what the arms start from.
-        smoothings: names of known arms.
-        own: the user's.
 
     Raises:
         UserError: an unknown smoothing or field, a name given twice, or a value out of its range.

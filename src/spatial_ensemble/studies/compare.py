@@ -1,17 +1,18 @@
 """Train every arm over matched seeds, and say what the differences show."""
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from spatial_ensemble.data.sources.decode import cores
 from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods.options import flag
-from spatial_ensemble.studies.arms import KNOWN, SMOOTHINGS, Arm, resolve
+from spatial_ensemble.studies.arms import KNOWN, SMOOTHINGS, Arm, check_counts, resolve
 from spatial_ensemble.studies.comparison import Comparison, Design
 from spatial_ensemble.studies.job import Job, run
 from spatial_ensemble.studies.plots import Ages
@@ -71,20 +72,13 @@ def compare(
         >>> compare(default("fixmatch", "digits"), Path("comparison"), seeds=3)  # doctest: +SKIP
     """
     out = Path(out)
-    _check_numbers(seeds=seeds, max_seeds=max_seeds, workers=workers)
-    if until is None and (drop or max_seeds is not None):
-        raise UserError(f"{'--drop' if drop else '--max-seeds'} belongs to --until: use --seeds")
-    if until is not None and not until > 0:
-        raise UserError(f"--until must be a positive number of percentage points, got {until}")
+    check_counts(seeds, until, max_seeds, drop, workers)
     most = seeds if until is None else max(seeds, max_seeds or 64)
     asked = resolve(config, smoothings, arms)
     study = _open(out, config, asked, Design(until))
     first = config.run.seed
-    jobs = [
-        Job(arm.name, arm.configure(config, seed), out / "runs" / f"{arm.name}-seed{seed}")
-        for seed in range(first, first + most)
-        for arm in asked
-    ]
+    seeds_and_arms = product(range(first, first + most), asked)
+    jobs = [Job(arm.name, arm.configure(config, seed), _folder(out, arm.name, seed)) for seed, arm in seeds_and_arms]
     finished = {run.key for run in study.runs}
     missing = [job for job in jobs if job.key not in finished]
     _check(study, jobs, missing)
@@ -101,11 +95,10 @@ def compare(
                     continue
             yield job
 
-    bars = Bars(
-        sum(job.config.run.steps for job in jobs), sum(job.config.run.steps for job in jobs if job.key in finished)
-    )
+    if workers is None:
+        workers = 1 if config.run.device != "cpu" and torch.cuda.is_available() else cores()
     try:
-        with bars, closing(run_jobs(run, due(), workers or _default_workers(config))) as events:
+        with Bars(jobs, missing) as bars, closing(run_jobs(run, due(), workers)) as events:
             for event in events:
                 if not event.result:
                     bars.show(event.job, event.value)
@@ -125,16 +118,8 @@ def compare(
     return study
 
 
-def _check_numbers(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
-def _default_workers(config: Config) -> int:
-    if config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available()):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _folder(out: Path, arm: str, seed: int) -> Path:
+    return out / "runs" / f"{arm}-seed{seed}"
 
 
 def _open(out: Path, config: Config, asked: Sequence[Arm], design: Design) -> Comparison:
@@ -145,24 +130,19 @@ def _open(out: Path, config: Config, asked: Sequence[Arm], design: Design) -> Co
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    if not (out / RESULTS).exists():
-        return Comparison(config, _in_order(asked), (), design)
-    saved = Comparison.read(out / RESULTS)
+    new = not (out / RESULTS).exists()
+    saved = Comparison(config, (), (), design) if new else Comparison.read(out / RESULTS)
     _check_same(out, config.differences(saved.shared, MAY_DIFFER | {"smoothing", "seed"}))
     arms = {arm.name: arm for arm in saved.arms}
     for arm in asked:
         if arms.setdefault(arm.name, arm) != arm:
             other = f"arm {arm.name}: {arms[arm.name].text}, not {arm.text}"
             raise UserError(f"{out} holds another study ({other}): choose another --out")
-    kept = [run for run in saved.runs if (out / "runs" / f"{run.smoothing}-seed{run.seed}" / CHECKPOINT).exists()]
+    # The known arms first, in one order; then the others as they came.
+    in_order = sorted(arms.values(), key=lambda arm: KNOWN.index(arm.name) if arm.known else len(KNOWN))
+    kept = [run for run in saved.runs if (_folder(out, *run.key) / CHECKPOINT).exists()]
     # Seeds that were once added by what was seen need a confidence sequence for good.
-    design = design if design.until is not None else saved.design
-    return Comparison(config, _in_order(arms.values()), tuple(kept), design)
-
-
-def _in_order(arms: Iterable[Arm]) -> tuple[Arm, ...]:
-    """The known arms first, in one order; then the others as they came."""
-    return tuple(sorted(arms, key=lambda arm: KNOWN.index(arm.name) if arm.known else len(KNOWN)))
+    return Comparison(config, tuple(in_order), tuple(kept), saved.design if design.until is None else design)
 
 
 def _check(study: Comparison, jobs: Sequence[Job], missing: Sequence[Job]) -> None:
@@ -178,25 +158,21 @@ def _check(study: Comparison, jobs: Sequence[Job], missing: Sequence[Job]) -> No
     if not missing:
         return
     # Arms that differ in the teacher alone need one check together.
-    distinct = {
-        str(replace(job.config.replace(seed=0), teacher=TeacherConfig())): job.config for job in reversed(missing)
-    }
+    same = TeacherConfig()
+    distinct = {str(replace(job.config.replace(seed=0), teacher=same)): job.config for job in reversed(missing)}
     data = [check(config) for config in distinct.values()][-1]
     if not data["classes"]:
-        raise UserError(
-            f"no image in {study.config.images.path} has a label to compare by: put some into class folders"
-        )
+        images = study.config.images.path
+        raise UserError(f"no image in {images} has a label to compare by: put some into class folders")
     begun = next((job for job in jobs if job.begun), None)
     if begun is not None and checkpoint.load(begun.out / CHECKPOINT)["data"] != data:
-        raise UserError(
-            f"the images have changed since the study in {begun.out.parents[1]} began: choose another --out"
-        )
+        where = begun.out.parents[1]
+        raise UserError(f"the images have changed since the study in {where} began: choose another --out")
 
 
 def _check_same(where: Path, differences: Mapping[str, tuple[object, object]]) -> None:
     for name, (before, now) in differences.items():
-        message = f"{where} holds another study ({flag(name)} {before}, not {now})"
-        raise UserError(f"{message}: choose another --out")
+        raise UserError(f"{where} holds another study ({flag(name)} {before}, not {now}): choose another --out")
 
 
 def _kept(study: Comparison, jobs: Sequence[Job], out: Path, until: float | None) -> str:
@@ -213,10 +189,8 @@ def _ages(study: Comparison, out: Path) -> Ages | None:
         if seeds and build_smoothing(config).preserve_prob:
             steps = {}
             for seed in seeds:
-                path = out / "runs" / f"{arm.name}-seed{seed}" / CHECKPOINT
-                teacher = restore(path)[-1]
-                found = teacher.age()
-                in_order = [name for name, _ in teacher.module.named_parameters() if name in found]
-                steps[seed] = {name: found[name].reshape(-1).numpy() for name in in_order}
+                teacher = restore(_folder(out, arm.name, seed) / CHECKPOINT)[-1]
+                ages, names = teacher.age(), [name for name, _ in teacher.module.named_parameters()]
+                steps[seed] = {name: ages[name].reshape(-1).numpy() for name in names if name in ages}
             return Ages(arm.name, config.teacher.preserve_prob, config.teacher.unit, steps)
     return None

@@ -28,34 +28,23 @@ PACKAGES = ("spatial-ensemble", "torch", "torchvision", "lightning", "numpy", "s
 
 @dataclass(frozen=True)
 class Design:
-    """How many seeds a study has, and the margin below which it counts a difference as none.
+    """How the number of seeds is chosen, and what counts as no difference; both in percentage points."""
 
-    Args:
-        until: half-width in percentage points that every interval is to reach; None: the number of seeds is fixed.
-        margin: in percentage points.
-    """
-
-    until: float | None = None
-    margin: float = 1.0
+    until: float | None = None  # half-width that every interval is to reach; None: the number of seeds is fixed
+    margin: float = 1.0  # a smaller difference counts as none
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Finished runs of a study, and what they show.
+    """Finished runs of a study, and what they show."""
 
-    Args:
-        config: what all runs share; its smoothing and seed are not used.
-        arms: of the study, with or without runs so far.
-        runs: by arm, then by seed.
-        design: how the seeds were chosen, which decides the kind of the intervals.
-        versions: of the packages that matter.
-    """
-
-    config: Config
-    arms: tuple[Arm, ...]
-    runs: tuple[Run, ...]
-    design: Design = Design()
-    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+    config: Config  # what all runs share; its smoothing and seed are not used
+    arms: tuple[Arm, ...]  # with or without runs so far
+    runs: tuple[Run, ...]  # by arm, then by seed
+    design: Design = Design()  # decides the kind of the intervals
+    versions: Mapping[str, str] = field(
+        default_factory=lambda: {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    )
 
     def add(self, run: Run) -> "Comparison":
         """The study with one more run."""
@@ -114,14 +103,9 @@ class Comparison:
         ours, theirs = self.accuracies[smoothing], self.accuracies[baseline]
         if not ours.keys() & theirs.keys():
             return None
+        margin, sequential = self.design.margin, self.design.until is not None
         return statistics.pair(
-            smoothing,
-            baseline,
-            ours,
-            theirs,
-            pairs=self.pairs,
-            margin=self.design.margin,
-            sequential=self.design.until is not None,
+            smoothing, baseline, ours, theirs, pairs=self.pairs, margin=margin, sequential=sequential
         )
 
     @property
@@ -167,11 +151,7 @@ class Comparison:
 
     @classmethod
     def read(cls, path: Path) -> "Comparison":
-        """Read results.json; those of version 0.1 have the known arms alone.
-
-        Raises:
-            UserError: something else wrote the file.
-        """
+        """Read results.json; those of version 0.1 have the known arms alone. UserError: something else wrote it."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             runs = tuple(Run(**run) for run in content["runs"])
@@ -185,7 +165,3 @@ class Comparison:
             raise UserError(f"{path}: {error}; choose another --out") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} was not written by compare: choose another --out") from None
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

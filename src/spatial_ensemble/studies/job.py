@@ -50,11 +50,7 @@ class Run:
 
 
 def run(job: Job, report: Callable[[int], None]) -> Run:
-    """Train, continuing from a checkpoint if there is one.
-
-    Args:
-        job: the run.
-        report: called with the number of steps done.
+    """Train, continuing from a checkpoint if there is one; `report` is called with the number of steps done.
 
     Raises:
         UserError: the run failed; the traceback of anything but a user's mistake is in the run's error.txt.

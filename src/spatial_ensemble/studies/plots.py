@@ -23,19 +23,12 @@ NARROW = 3.5  # inches: what a phone shows, at 96 dots an inch
 
 @dataclass(frozen=True)
 class Ages:
-    """How long ago the units of an arm's final teachers were last moved.
-
-    Args:
-        arm: whose.
-        preserve_prob: its p.
-        unit: what shares one draw.
-        steps: seed -> tensor -> age of each of its units, in steps.
-    """
+    """How many steps ago the units of an arm's final teachers were last moved."""
 
     arm: str
     preserve_prob: float
     unit: str
-    steps: Mapping[int, Mapping[str, np.ndarray]]
+    steps: Mapping[int, Mapping[str, np.ndarray]]  # seed -> tensor -> age of each of its units
 
 
 @dataclass(frozen=True)
@@ -83,16 +76,14 @@ def accuracy(comparison: Comparison, paper: Paper) -> Figure:
 
     The dotted line repeats the mean of the first baseline.
     """
-    arms = [entry.smoothing for entry in comparison.summary]
-    reference = comparison.baselines[0]
+    arms, reference = [entry.smoothing for entry in comparison.summary], comparison.baselines[0]
     curves = {name: _curves(comparison.runs, name) for name in arms}
     columns = min(2 if paper.narrow else 4, len(arms))
     lines = -(-len(arms) // columns)
     figure = _figure(paper, 0.5 + 2.2 * lines)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, name in zip(grid.flat, arms, strict=False):
-        steps, values = curves[name]
-        colour = paper.colour(comparison, name)
+        (steps, values), colour = curves[name], paper.colour(comparison, name)
         if name != reference:
             known_steps, known = curves[reference]
             axes.plot(known_steps, known.mean(0), ":", color=paper.colour(comparison, reference), linewidth=1.2)
@@ -136,11 +127,7 @@ def differences(comparison: Comparison, paper: Paper) -> Figure:
         _label_row(axes, paper, row, f"{pair.smoothing} - {pair.baseline}", numbers, colour)
     axes.set_ylim(len(paired) - 0.5, -0.8 if paper.narrow else -0.6)
     axes.set_yticks([])
-    axes.set_xlabel(
-        "difference in teacher accuracy, points"
-        if paper.narrow
-        else "difference in teacher accuracy, percentage points"
-    )
+    axes.set_xlabel(f"difference in teacher accuracy, {'points' if paper.narrow else 'percentage points'}")
     _plain(axes, paper)
     axes.spines["left"].set_visible(False)
     return figure
@@ -149,20 +136,12 @@ def differences(comparison: Comparison, paper: Paper) -> Figure:
 def _label_row(axes: Axes, paper: Paper, row: int, name: str, numbers: str, colour: str) -> None:
     """Name and numbers on both sides of a row, or above it on a narrow page."""
     name, numbers = name.replace(" - ", " \N{MINUS SIGN} "), numbers.replace("-", "\N{MINUS SIGN}")
-    sides = ((0, -8, name, "right", colour), (1, 8, numbers, "left", paper.ink))
-    above = ((0, 0, f"{name}  {numbers}", "left", colour),)
+    sides = ((0, (-8, 0), name, "right", colour), (1, (8, 0), numbers, "left", paper.ink))
+    above = ((0, (0, 13), f"{name}  {numbers}", "left", colour),)
+    box, frame = {"facecolor": paper.ground, "edgecolor": "none", "pad": 1}, ("axes fraction", "data")
     for x, shift, text, align, ink in above if paper.narrow else sides:
         axes.annotate(
-            text,
-            (x, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(shift, 13 if paper.narrow else 0),
-            textcoords="offset points",
-            ha=align,
-            va="center",
-            color=ink,
-            fontsize=9.5,
-            bbox={"facecolor": paper.ground, "edgecolor": "none", "pad": 1},
+            text, (x, row), shift, frame, "offset points", ha=align, va="center", color=ink, size=9.5, bbox=box
         )
 
 
@@ -183,16 +162,8 @@ def age_map(ages: Ages, paper: Paper) -> Figure:
     law.bar(axis, shares, width=0.7, color=paper.accent, alpha=0.6)
     expected = (1 - ages.preserve_prob) * ages.preserve_prob**axis
     law.plot(axis, expected, "o-", color=paper.ink, markersize=3, linewidth=1)
-    law.text(
-        0.98,
-        0.95,
-        "bars: found\nline: the law (1 \N{MINUS SIGN} p) p\N{MODIFIER LETTER SMALL K}",
-        transform=law.transAxes,
-        ha="right",
-        va="top",
-        color=paper.ink,
-        fontsize=9,
-    )
+    key = "bars: found\nline: the law (1 \N{MINUS SIGN} p) p\N{MODIFIER LETTER SMALL K}"
+    law.text(0.98, 0.95, key, transform=law.transAxes, ha="right", va="top", color=paper.ink, fontsize=9)
     law.set_ylabel("share of units")
     law.set_ylim(0)
 

@@ -36,61 +36,55 @@ class Event(Generic[J]):
 def run_jobs(work: Work[J], jobs: Iterable[J], workers: int) -> Generator[Event[J]]:
     """Run `work(job, report)` for each job and yield reports and results as they arrive.
 
-    Closing the iterator, or leaving it by an exception such as KeyboardInterrupt, terminates the workers, so `work`
-    must write its files atomically. Workers run with SIGINT blocked.
-
-    Args:
-        work: an importable function; it may call `report(number)` at any time.
-        jobs: picklable values, taken one by one whenever a worker is free, after the result before was yielded.
-        workers: number of processes; no more are started than there are jobs.
+    A job is taken whenever a worker is free, after the result before was yielded. `work` must be importable, may call
+    `report(number)` at any time, and must write its files atomically: closing the iterator, or leaving it by an
+    exception such as KeyboardInterrupt, terminates the workers. They run with SIGINT blocked.
 
     Raises:
         UserError: a job failed or its process died; the message names the job by `str(job)`.
     """
     waiting = iter(jobs)
-    busy: dict[Connection, tuple[SpawnProcess, J]] = {}
-    processes: list[SpawnProcess] = []
+    processes: dict[Connection, SpawnProcess] = {}
+    busy: dict[Connection, J] = {}
     try:
         for job in islice(waiting, workers):
-            process, connection = _start(work)
-            processes.append(process)
-            busy[connection] = process, job
+            connection, process = _start(work)
+            processes[connection], busy[connection] = process, job
             _send(connection, job)
         while busy:
             for connection in cast(list[Connection], wait(list(busy))):
-                process, job = busy.pop(connection)
+                job = busy[connection]
                 try:
                     kind, value = connection.recv()
                 except (EOFError, OSError):
-                    process.join()
-                    raise UserError(f"{job}: its process ended early ({_ending(process.exitcode)})") from None
+                    raise UserError(f"{job}: its process ended early ({_ending(processes[connection])})") from None
                 if kind == "failed":
                     raise UserError(f"{job}: {value}")
                 yield Event(job, value, result=kind == "result")
-                following = next(waiting, None) if kind == "result" else job
                 if kind == "result":
-                    _send(connection, following)  # None ends the worker
-                if following is not None:
-                    busy[connection] = process, following
+                    del busy[connection]
+                    _send(connection, following := next(waiting, None))  # None ends the worker
+                    if following is not None:
+                        busy[connection] = following
     except BaseException:
-        for process in processes:
+        for process in processes.values():
             process.terminate()
         raise
     finally:
-        for process in processes:
+        for process in processes.values():
             process.join(10)
             process.kill()  # in case SIGTERM was not enough
             process.join()
 
 
-def _start(work: Work[J]) -> tuple[SpawnProcess, Connection]:
+def _start(work: Work[J]) -> tuple[Connection, SpawnProcess]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(work, theirs))
     with _sigint_blocked():
         process.start()
     theirs.close()  # the worker holds the only other end, so its death closes the pipe
-    return process, ours
+    return ours, process
 
 
 def _send(connection: Connection, job: object) -> None:
@@ -98,10 +92,11 @@ def _send(connection: Connection, job: object) -> None:
         connection.send(job)
 
 
-def _ending(exitcode: int | None) -> str:
-    if exitcode is None or exitcode >= 0:
-        return f"exit code {exitcode}"
-    return f"signal {-exitcode}" + (": out of memory?" if exitcode == -signal.SIGKILL else "")
+def _ending(process: SpawnProcess) -> str:
+    process.join()
+    code = process.exitcode or 0
+    guess = ": out of memory?" if code == -signal.SIGKILL else ""
+    return f"signal {-code}{guess}" if code < 0 else f"exit code {code}"
 
 
 def _serve(work: Work[Any], connection: Connection) -> None:

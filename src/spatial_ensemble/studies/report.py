@@ -22,18 +22,12 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(comparison: Comparison, ages: Ages | None, out: Path) -> None:
-    """Write report.html and its figures as PNG.
-
-    Args:
-        comparison: what to report.
-        ages: those of the teachers' units; None if no arm preserves any.
-        out: folder of the study; the figures go into its `figures`.
-    """
-    figures: dict[str, Draw] = {"accuracy": lambda paper: plots.accuracy(comparison, paper)}
+    """Write report.html and figures/*.png into the study's folder; `ages` are None if no arm preserves any units."""
+    figures: dict[str, Draw] = {"accuracy": partial(plots.accuracy, comparison)}
     if comparison.paired:
-        figures["differences"] = lambda paper: plots.differences(comparison, paper)
+        figures["differences"] = partial(plots.differences, comparison)
     if ages:
-        figures["ages"] = lambda paper: plots.age_map(ages, paper)
+        figures["ages"] = partial(plots.age_map, ages)
     (out / "figures").mkdir(exist_ok=True)
     for name, draw in figures.items():
         write_whole(out / "figures" / f"{name}.png", partial(plots.png, draw(LIGHT)))
@@ -42,22 +36,16 @@ def write_report(comparison: Comparison, ages: Ages | None, out: Path) -> None:
 
 
 def html(comparison: Comparison, figures: Mapping[str, Draw], ages: Ages | None = None) -> str:
-    """The report as one HTML document.
-
-    Args:
-        comparison: what to report.
-        figures: any of "accuracy", "differences" and "ages", with the function that draws it.
-        ages: as for `write_report`.
-    """
+    """The report as one HTML document, with any of the figures "accuracy", "differences" and "ages"."""
     words = {"measure": comparison.measure, "reference": comparison.baselines[0]}
     if ages:
         words |= {"arm": ages.arm, "unit": ages.unit, "p": f"{ages.preserve_prob:g}"}
     sections = [_section(name, figures[name], words) for name in _SECTIONS if name in figures]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title(comparison)),
-        findings="".join(f"<p>{escape(_typeset(line))}</p>" for line in findings(comparison)),
+        findings="".join(f"<p>{_typeset(line)}</p>" for line in findings(comparison)),
         table=_table(columns(comparison), rows(comparison)),
-        notes=escape(_typeset(notes(comparison))),
+        notes=_typeset(notes(comparison)),
         sections="\n".join(sections),
         arms=_pairs({arm.name: arm.text for arm in comparison.arms}),
         configuration=_pairs(comparison.shared),
@@ -90,21 +78,14 @@ _SECTIONS = {
 
 def _section(name: str, draw: Draw, words: Mapping[str, str]) -> str:
     heading, caption = _SECTIONS[name]
+    dark, narrow = "(prefers-color-scheme: dark)", "(max-width: 600px)"
+    papers = {f"{dark} and {narrow}": replace(DARK, width=NARROW), dark: DARK, narrow: replace(LIGHT, width=NARROW)}
+    sources = (f'<source media="{media}" srcset="{_image(draw(paper))}">' for media, paper in papers.items())
     return (
-        f"<section><h2>{heading}</h2><figure><picture>{_sources(draw)}"
+        f"<section><h2>{heading}</h2><figure><picture>{''.join(sources)}"
         f'<img src="{_image(draw(LIGHT))}" alt="{heading}: the numbers are in the table and in results.json">'
         f"</picture><figcaption>{escape(Template(caption).substitute(words))}</figcaption></figure></section>"
     )
-
-
-def _sources(draw: Draw) -> str:
-    dark, narrow = "(prefers-color-scheme: dark)", "(max-width: 600px)"
-    wanted = {
-        f"{dark} and {narrow}": replace(DARK, width=NARROW),
-        dark: DARK,
-        narrow: replace(LIGHT, width=NARROW),
-    }
-    return "".join(f'<source media="{media}" srcset="{_image(draw(paper))}">' for media, paper in wanted.items())
 
 
 def _image(figure: Figure) -> str:
@@ -113,26 +94,19 @@ def _image(figure: Figure) -> str:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """An HTML table; text after a line break in a cell is set small."""
-    lines = ["<table>", "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
     for row in body:
-        cells = [f'<td data-name="{escape(name)}">{_cell(text)}</td>' for name, text in zip(head, row, strict=True)]
-        lines.append("<tr>" + "".join(cells) + "</tr>")
-    return "\n".join([*lines, "</table>"])
-
-
-def _cell(text: str) -> str:
-    first, *rest = escape(_typeset(text)).split("\n")
-    return first + "".join(f"<small>{line}</small>" for line in rest)
+        cells = zip(head, (re.sub("\n(.*)", r"<small>\1</small>", _typeset(text)) for text in row), strict=True)
+        lines.append("".join(f'<td data-name="{escape(name)}">{cell}</td>' for name, cell in cells))
+    return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
 
 
 def _pairs(entries: Mapping[str, object]) -> str:
-    lines = (
-        f"<dt>{escape(name)}</dt><dd>{escape('none' if value is None else str(value))}</dd>"
-        for name, value in entries.items()
-    )
-    return "<dl>" + "\n".join(lines) + "</dl>"
+    texts = {name: "none" if value is None else str(value) for name, value in entries.items()}
+    return "<dl>" + "\n".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in texts.items()) + "</dl>"
 
 
 def _typeset(text: str) -> str:
-    """Use a true minus sign and non-breaking spaces around it; leave hyphens in names."""
-    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text.replace(" - ", "\N{NBSP}\N{MINUS SIGN}\N{NBSP}"))
+    """Escaped HTML with a true minus sign and non-breaking spaces around it; hyphens in names stay."""
+    text = text.replace(" - ", "\N{NBSP}\N{MINUS SIGN}\N{NBSP}")
+    return escape(re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text))

@@ -59,9 +59,7 @@ class Pair:
 
         An interval has no width if the difference is equal at every seed; it shows nothing beyond these seeds.
         """
-        if len(self.seeds) == 1:
-            return "single"
-        return _shows(self.ci95)
+        return "single" if len(self.seeds) == 1 else _shows(self.ci95)
 
     @property
     def conclusion(self) -> Literal["better", "worse", "equivalent", "open"]:
@@ -82,10 +80,6 @@ def _shows(interval: Interval | None) -> Literal["better", "worse", "open", "unk
 
 def student_t(values: Sequence[float], level: float = LEVEL) -> float:
     """Half-width of the Student-t interval of a mean, for a number of values fixed beforehand.
-
-    Args:
-        values: two or more.
-        level: probability that the interval misses the mean.
 
     Example:
         >>> round(student_t([96.0, 97.0, 98.0]), 2)
@@ -179,10 +173,8 @@ def pair(
     and all are corrected.
 
     Args:
-        smoothing: name of the arm.
-        baseline: name of the other.
-        ours: accuracy of the arm in per cent, by seed.
-        theirs: that of the baseline.
+        smoothing, baseline: names of the arms.
+        ours, theirs: their accuracies in per cent, by seed.
         pairs: how many pairs of arms the study can compare.
         margin: differences below it, in percentage points, count as none.
         sequential: whether the seeds were added until the intervals were narrow enough.
@@ -193,26 +185,18 @@ def pair(
     if len(values) < 2:
         return Pair(smoothing, baseline, mean, None, None, seeds, None, False, None)
     spread = _deviation(values)
+    p_value: float | None
     if sequential:
-        together = ci95 = mean_interval(values, confidence_sequence, level)
+        ci95 = together = one_sided = mean_interval(values, confidence_sequence, level)
         p_value = min(1.0, pairs * mixture_p_value(values))
-        one_sided = together
     else:
-        ci95, together = mean_interval(values), mean_interval(values, level=level)
+        ci95, together, one_sided = (mean_interval(values, level=each) for each in (LEVEL, level, 2 * level))
         p_value = float(stats.ttest_1samp(values, 0.0).pvalue) if spread else 1.0
-        one_sided = mean_interval(values, level=2 * level)
+    if not spread and abs(mean) >= EQUAL:
+        p_value = None
+    equivalent = spread > 0 and one_sided is not None and -margin < one_sided[0] and one_sided[1] < margin
     detectable = None
     if together is not None:
         error = spread / math.sqrt(len(values))
         detectable = (together[1] - together[0]) / 2 + float(stats.t.ppf(POWER, len(values) - 1)) * error
-    return Pair(
-        smoothing,
-        baseline,
-        mean,
-        ci95,
-        p_value if spread or abs(mean) < EQUAL else None,
-        seeds,
-        together,
-        spread > 0 and one_sided is not None and -margin < one_sided[0] and one_sided[1] < margin,
-        detectable,
-    )
+    return Pair(smoothing, baseline, mean, ci95, p_value, seeds, together, equivalent, detectable)

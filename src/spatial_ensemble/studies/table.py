@@ -1,5 +1,7 @@
 """A study on the terminal: progress bars while it runs, and a table at its end."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,18 +14,14 @@ from spatial_ensemble.studies.wording import columns, findings, rows, title
 
 
 class Bars:
-    """A bar for the whole study and one for each run in progress, on standard error; silent if that is no terminal.
+    """A bar for the whole study and one for each run in progress, on standard error; silent if that is no terminal."""
 
-    Args:
-        total: steps of all runs, at most.
-        done: steps of the runs that were finished before.
-    """
-
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, jobs: Sequence[Job], missing: Sequence[Job]) -> None:
         console = Console(stderr=True)
         shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*shown, console=console, disable=not console.is_terminal)
-        self._total = self._progress.add_task("all runs", total=total, completed=done)
+        total, left = (sum(job.config.run.steps for job in some) for some in (jobs, missing))
+        self._total = self._progress.add_task("all runs", total=total, completed=total - left)
         self._runs: dict[tuple[str, int], tuple[TaskID, int]] = {}
 
     def __enter__(self) -> "Bars":

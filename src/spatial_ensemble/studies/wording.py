@@ -28,14 +28,12 @@ def title(comparison: Comparison) -> str:
 
 def findings(comparison: Comparison) -> list[str]:
     """What is shown pair by pair; what is shown for all pairs together and could have been; and what to use."""
-    paired = [pair for pair in comparison.paired if pair.detectable is not None]
     lines = [sentence(comparison.paired)]
-    if paired:
-        together = [(pair, pair.conclusion) for pair in paired]
-        shown = _names(pair for pair, conclusion in together if conclusion in ("better", "worse"))
-        equal = _names(pair for pair in paired if pair.equivalent)
-        found = [pair.detectable for pair in paired if pair.detectable is not None]
-        power = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(found), max(found))))
+    detectable = [pair.detectable for pair in comparison.paired if pair.detectable is not None]
+    if detectable:
+        shown = _names(pair for pair in comparison.paired if pair.conclusion in ("better", "worse"))
+        equal = _names(pair for pair in comparison.paired if pair.equivalent)
+        power = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(detectable), max(detectable))))
         lines.append(
             f"Corrected for {_count(comparison.pairs, 'pair')} of arms: a difference is shown for {shown or 'none'}; "
             f"equivalent within {_points(comparison.design.margin)}: {equal or 'none'}; a true difference of {power} "
@@ -67,12 +65,12 @@ def sentence(paired: Sequence[Pair]) -> str:
 def answer(comparison: Comparison) -> str:
     """Which average to use on this data: one sentence, corrected for all pairs of arms."""
     best, beaten = comparison.best, comparison.beaten
-    pairs = [comparison.pair(best, name) for name in comparison.accuracies if name not in (best, *beaten)]
-    matched = [pair for pair in pairs if pair]
+    others = [name for name in comparison.accuracies if name not in (best, *beaten)]
+    matched = [pair for name in others if (pair := comparison.pair(best, name))]
     if not beaten and all(len(pair.seeds) == 1 for pair in matched):
         return "Which average to use on this data cannot be said yet."
     equal = [pair.baseline for pair in matched if pair.conclusion == "equivalent"]
-    rest = [name for name in comparison.accuracies if name not in (best, *beaten, *equal)]
+    rest = [name for name in others if name not in equal]
     worse = f"{_list(beaten)} {'is' if len(beaten) == 1 else 'are'} shown to be worse" if beaten else ""
     if rest:
         text = f"Not settled on this data: {best} has the highest mean, but {_list(rest)} may be as good or better"
@@ -113,24 +111,21 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
     Where one arm has run at fewer seeds than another, the name says how many.
     """
-    pairs = {(pair.smoothing, pair.baseline): pair for pair in comparison.paired}
+    paired = comparison.paired
+    differences = {(pair.smoothing, pair.baseline): _cell(pair.mean_difference, pair.ci95, "+") for pair in paired}
     unequal = len({entry.runs for entry in comparison.summary}) > 1
     lines = []
     for entry in comparison.summary:
         name = entry.smoothing
         student = np.mean([run.student_accuracy for run in comparison.runs if run.smoothing == name])
-        differences = [_difference(pairs.get((name, baseline))) for baseline in comparison.baselines]
+        minus = [differences.get((name, baseline), "") for baseline in comparison.baselines]
         label = f"{name}\nseeds: {entry.runs}" if unequal else name
-        lines.append([label, f"{entry.mean:.2f}{_interval(entry.ci95)}", f"{student:.2f}", *differences])
+        lines.append([label, _cell(entry.mean, entry.ci95), f"{student:.2f}", *minus])
     return lines
 
 
-def _difference(pair: Pair | None) -> str:
-    return "" if pair is None else f"{pair.mean_difference:+.2f}{_interval(pair.ci95, '+')}"
-
-
-def _interval(ends: Interval | None, sign: str = "") -> str:
-    return "" if ends is None else f"\n[{ends[0]:{sign}.2f}, {ends[1]:{sign}.2f}]"
+def _cell(mean: float, ends: Interval | None, sign: str = "") -> str:
+    return f"{mean:{sign}.2f}" + ("" if ends is None else f"\n[{ends[0]:{sign}.2f}, {ends[1]:{sign}.2f}]")
 
 
 def _names(pairs: Iterable[Pair]) -> str:

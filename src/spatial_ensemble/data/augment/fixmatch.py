@@ -47,19 +47,12 @@ POOL = (*GEOMETRY, *COLOR)
 def weak(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
     """Mirror with probability 1/2 if `flip`, then a random crop after reflection padding by an eighth of the side.
 
-    Args:
-        images: uint8 [B, C, S, S].
-        uniforms: float64 [B, 3] in [0, 1): mirror, row, column.
-        flip: whether a mirror image keeps its class.
-
-    Returns:
-        uint8 [B, C, S, S].
+    Takes and returns uint8 [B, C, S, S]; the columns of `uniforms`, float64 [B, 3], are for mirror, row and column.
 
     Source: FixMatch (arXiv 2001.07685), section 2.3: 4 reflected pixels at a side of 32.
     """
     check_images(images)
-    size = images.shape[3]
-    pad = size // 8
+    pad = images.shape[3] // 8
     mirror, top, left = _choices(uniforms, [2, 2 * pad + 1, 2 * pad + 1])
     return geometry.padded_crop(images, top, left, pad=pad, flip=mirror == 1 if flip else None)
 
@@ -67,13 +60,7 @@ def weak(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
 def strong(images: Tensor, uniforms: Tensor, *, flip: bool) -> Tensor:
     """The weak augmentation, then twice one of 14 operations with probability 1/2, then Cutout of up to half the side.
 
-    Args:
-        images: uint8 [B, C, S, S].
-        uniforms: float64 [B, STRONG_DRAWS] in [0, 1).
-        flip: whether a mirror image keeps its class.
-
-    Returns:
-        uint8 [B, C, S, S].
+    Takes and returns uint8 [B, C, S, S]; `uniforms` is float64 [B, STRONG_DRAWS].
 
     Source: FixMatch (arXiv 2001.07685). Cutout of a random side up to half the image's, as the paper describes and
     TorchSSL does it; google-research/fixmatch and kekmodel/FixMatch-pytorch always take half.

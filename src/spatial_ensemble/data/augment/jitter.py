@@ -27,8 +27,7 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """
     check_images(images, torch.float32)
     kinds, factors = order.T, factors.gather(1, order).T.float()
-    steps = zip(*_mixture(kinds, factors, images.shape[1]), kinds, factors, strict=True)
-    for mixture, of_mean, kind, factor in steps:
+    for mixture, of_mean, kind, factor in zip(*_mixture(kinds, factors, images.shape[1]), kinds, factors, strict=True):
         images = _mixed(images, mixture, of_mean)
         replace_(images, (kind == HUE) & (factor != 0), adjust_hue, factor)
     return images

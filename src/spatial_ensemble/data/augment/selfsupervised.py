@@ -65,15 +65,7 @@ def output_size(name: str, size: int) -> int:
 def distort(images: Tensor, uniforms: Tensor, recipe: Recipe, *, size: int, flip: bool) -> Tensor:
     """Random resized crop, mirror, colour jitter, grey, blur, solarise, in this order.
 
-    Args:
-        images: uint8 [B, C, S, S].
-        uniforms: float64 [B, DRAWS] in [0, 1), on the CPU.
-        recipe: strength of each operation.
-        size: side of the result, pixels.
-        flip: whether a mirror image keeps its class.
-
-    Returns:
-        float32 [B, C, size, size] in [0, 1].
+    From uint8 [B, C, S, S] to float32 [B, C, size, size] in [0, 1]; `uniforms` is float64 [B, DRAWS] on the CPU.
     """
     check_images(images)
     together = max(1, len(images) if images.is_cuda else CACHED // (images.shape[1] * size**2))

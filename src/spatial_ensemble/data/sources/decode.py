@@ -31,10 +31,8 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
     Transparency becomes white, 16 bits become the upper 8, palettes and CMYK become RGB, and the EXIF orientation is
     applied where it can be read. 16-bit grey with an alpha channel counts as colour: Pillow reads it as RGBA.
 
-    Args:
-        path: a PNG, JPEG or WebP file, whatever its suffix.
-        size: resize the short side to this many pixels and crop the centre square; None keeps the image, which must
-            then be a square of at most 96 pixels.
+    With `size` the short side is resized to this many pixels and the centre square cropped; without, the image is kept,
+    and must be a square of at most 96 pixels. The suffix of the file does not matter.
 
     Raises:
         BrokenImageError: the file cannot be opened or holds no image.
@@ -42,9 +40,13 @@ def decode(path: str | Path, size: int | None = None) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if size is None:
-                _check_own_size(path, *image.size)
-            else:
+            width, height = image.size
+            if size is None and (width != height or height > LARGEST_OWN_SIZE):
+                raise UserError(
+                    f"{path} has {width}x{height} pixels: images that are not square, or larger than "
+                    f"{LARGEST_OWN_SIZE}, need --image-size, the side in pixels to bring them to"
+                )
+            if size is not None:
                 # Decodes a JPEG at a fraction of its size, but at least twice the wanted one: many times faster.
                 image.draft(None, (2 * size, 2 * size))
             image.load()
@@ -94,14 +96,6 @@ def broken_message(file: str, error: BrokenImageError) -> str:
     return f"{file} is a broken image ({error}): remove it, or add --skip-broken"
 
 
-def _check_own_size(path: str | Path, width: int, height: int) -> None:
-    if width != height or height > LARGEST_OWN_SIZE:
-        raise UserError(
-            f"{path} has {width}x{height} pixels: images that are not square, or larger than {LARGEST_OWN_SIZE}, need "
-            "--image-size, the side in pixels to bring them to"
-        )
-
-
 def _flatten(image: Image.Image) -> Image.Image:
     """The image in mode L (grey) or RGB, on a white background."""
     if image.mode.startswith("I"):  # 16 bits a pixel
@@ -109,6 +103,5 @@ def _flatten(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.where(deep == image.info.get("transparency"), 255, deep >> 8).astype(np.uint8))
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == mode else image.convert(mode)

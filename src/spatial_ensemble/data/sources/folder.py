@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,8 @@ def load_folder(path: Path, *, image_size: int | None, skip_broken: bool, seed: 
     if in_memory := needed <= LARGEST_IN_MEMORY:
         images, kept = decode_files(files, image_size, skip_broken)
     else:
-        log.warning(
-            "%d images take %.1f GiB decoded: they are read from their files as needed", len(files), needed / 2**30
-        )
+        gib = needed / 2**30
+        log.warning("%d images take %.1f GiB decoded: they are read from their files as needed", len(files), gib)
         kept = torch.arange(len(files))
         if skip_broken:
             log.warning("decoding all of them once to find broken ones")
@@ -124,18 +124,15 @@ def list_images(root: Path, unlabelled: Sequence[Path] = ()) -> Listing:
     if not (classes or unknown):
         state = "holds no class folders" if any(root.iterdir()) else "is empty"
         raise UserError(f"{root} {state}: {LAYOUT}")
-    files: list[str] = []
-    labels: list[int] = []
-    for label, folder in enumerate(classes):
-        found = _entries(folder, folders=False)
-        if not found:
-            raise UserError(f"class {Path(folder).name!r} has no image: {folder} holds no {', '.join(SUFFIXES)}")
-        files += found
-        labels += [label] * len(found)
+    names = tuple(Path(folder).name for folder in classes)
+    found = [_entries(folder, folders=False) for folder in classes]
+    for name, folder, files in zip(names, classes, found, strict=True):
+        if not files:
+            raise UserError(f"class {name!r} has no image: {folder} holds no {', '.join(SUFFIXES)}")
     if stray := _entries(root, folders=False):
         log.warning("ignored %d image(s) beside the class folders of %s", len(stray), root)
-    files, labels = files + unknown, labels + [-1] * len(unknown)
-    return Listing(root, tuple(Path(folder).name for folder in classes), files, labels)
+    labels = [label for label, files in enumerate(found) for _ in files] + [-1] * len(unknown)
+    return Listing(root, names, [*chain(*found), *unknown], labels)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -161,10 +158,7 @@ def _entries(folder: str | Path, *, folders: bool) -> list[str]:
 
 
 def decode_files(files: Sequence[str], image_size: int | None, skip_broken: bool) -> tuple[Tensor, Tensor]:
-    """All images in one tensor.
-
-    Returns:
-        uint8 [N, C, H, H] with C = 1 if every file is grey and 3 otherwise, and int64 [N], the indices of their files.
+    """All images, uint8 [N, C, H, H] with C = 1 if every file is grey and 3 otherwise, and the indices of their files.
 
     Raises:
         UserError: a broken image (with `skip_broken`, only if all are), or, without `image_size`, images of unequal
@@ -217,9 +211,7 @@ def _own_size(files: Sequence[str]) -> int:
 def _parts(labels: Tensor, kept: Tensor, listing: Listing, test_root: Path | None, seed: int) -> tuple[Tensor, Tensor]:
     """The indices of the training and of the test images.
 
-    Args:
-        labels: int64 [N], of the readable images; -1 if unknown.
-        kept: int64 [N], indices of their files: first those of `listing`, then those of the test folder.
+    `labels` are those of the readable images, `kept` the indices of their files: those of `listing`, then the test's.
     """
     in_train = kept < len(listing.files)
     parts = torch.nonzero(in_train).flatten(), torch.nonzero(~in_train).flatten()

@@ -36,13 +36,12 @@ def load_digits(image_size: int | None) -> ImageData:
 
 @dataclass(frozen=True)
 class Published:
-    """A data set of torchvision: its class, the arguments for its parts, the files it needs, and its published mean and
-    deviation (for STL-10 of training and unlabelled images together)."""
+    """A data set of torchvision, with its published mean and deviation (STL-10: of training and unlabelled images)."""
 
-    reader: str
-    train: dict[str, Any]
+    reader: str  # torchvision's class
+    train: dict[str, Any]  # arguments for the parts
     test: dict[str, Any]
-    holds: str
+    holds: str  # the files it needs
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flip: bool = True
@@ -94,9 +93,8 @@ def load_torchvision(name: str, root: Path, image_size: int | None) -> ImageData
 
     train, test = read(known.train), read(known.test)
     classes = tuple(getattr(train, "classes", "0123456789"))  # SVHN has no names: digits
-    return ImageData(
-        name, _images(train, image_size), _images(test, image_size), classes, known.mean, known.std, known.flip
-    )
+    one, other = (_images(part, image_size) for part in (train, test))
+    return ImageData(name, one, other, classes, known.mean, known.std, known.flip)
 
 
 def _images(part: Any, image_size: int | None) -> Images:
@@ -111,11 +109,9 @@ def _images(part: Any, image_size: int | None) -> Images:
 def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or size == images.shape[-1]:
         return images
-    needed = len(images) * images.shape[1] * size**2
+    needed, number = len(images) * images.shape[1] * size**2, len(images)
     if needed > LARGEST_RESIZED:
-        raise UserError(
-            f"--image-size {size}: {len(images)} images take {needed / 2**30:.0f} GiB: choose a smaller size"
-        )
+        raise UserError(f"--image-size {size}: {number} images take {needed / 2**30:.0f} GiB: choose a smaller size")
     from torchvision.transforms.v2.functional import resize
 
     return torch.cat([resize(piece, [size, size]) for piece in images.split(4096)])

@@ -24,11 +24,8 @@ class FileImages:
     made of these squares in batches on the device. So nothing outside the centre square is seen, and small crops are
     softer; a larger `image_size` makes up for the latter.
 
-    Args:
-        files: their paths.
-        channels: 1 or 3; a grey image among coloured ones is given three equal channels.
-        size: the side S.
-        resize: bring images of any size to S; otherwise another size is an error.
+    A grey image among coloured ones is given three equal channels. With `resize`, images of any size are brought to
+    `size`; otherwise another size is an error.
     """
 
     def __init__(self, files: Sequence[str], channels: int, size: int, *, resize: bool) -> None:
@@ -49,15 +46,16 @@ class FileImages:
         files = [os.fsdecode(file) for file in self.files[index if isinstance(index, slice) else index.numpy()]]
         images = torch.empty(len(files), *self.shape[1:], dtype=torch.uint8)
         threads = 1 if get_worker_info() else cores()
-        results = decode_many(files, self.shape[3] if self.resize else None, threads)
+        _, most, size, _ = self.shape
+        results = decode_many(files, size if self.resize else None, threads)
         for image, file, pixels in zip(images, files, results, strict=True):
             if isinstance(pixels, BrokenImageError):
                 raise UserError(broken_message(file, pixels))
             height, width, channels = pixels.shape
-            if height != self.shape[2] or channels > self.shape[1]:
+            if height != size or channels > most:
                 raise UserError(
-                    f"{file} has {width}x{height} pixels and {channels} channel(s), unlike the {self.shape[3]}x"
-                    f"{self.shape[2]} and {self.shape[1]} of the others: convert it, or give --image-size for the size"
+                    f"{file} has {width}x{height} pixels and {channels} channel(s), unlike the {size}x{size} and "
+                    f"{most} of the others: convert it, or give --image-size for the size"
                 )
             image.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
         return images
@@ -66,11 +64,7 @@ class FileImages:
 class Stream:
     """The images of any step, decoded ahead by worker processes while steps are requested in order.
 
-    Args:
-        images: all of them.
-        picks: a step's labelled and unlabelled images, int64 indices each; a pure function.
-        workers: number of processes.
-        pin: copy images to pinned memory.
+    `picks` gives the indices of a step's labelled and unlabelled images.
     """
 
     def __init__(self, images: FileImages, picks: Picks, workers: int, *, pin: bool) -> None:
