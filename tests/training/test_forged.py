@@ -9,6 +9,7 @@ from PIL import Image
 from runs import SHORT, Killed, kill_at
 
 from spatial_ensemble import UserError
+from spatial_ensemble.smoothing.state import unpack
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.evaluate import evaluate
 from spatial_ensemble.training.export import export
@@ -19,6 +20,8 @@ CONFIG = SHORT.replace(
     steps=3, eval_every=2, checkpoint_every=1, optimizer="adamw", lr_schedule="constant", batch_size=10
 )
 WRONG = [None, True, 0, -7, 3, 1.5, "text", [], {}, [0.5, 0.5], torch.ones(()), torch.ones(3), (torch.ones(2), 1.0)]
+# What a teacher kept before its state was a tensor.
+OLD = {"step": 2, "skipped": 0, "seed": 0, "unit": "tensor", "buffers": "average", "update_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +89,13 @@ def test_no_edit_ends_in_a_traceback(run, tmp_path):
         (("optimizer", "state", 99), {}, "holds the state of another optimizer"),
         (("running", "loss"), (torch.ones(2), 1.0), "content.running.loss is no sum of values"),
         (("running", "loss"), (torch.ones(()), 0), "content.running.loss is no sum of values"),
-        (("teacher", "_extra_state", "step"), 1, "holds the weights of another network: its teacher has"),
-        (("teacher", "_extra_state", "step"), "2", "holds the weights of another network: its teacher has"),
-        (("teacher", "_extra_state", "seed"), forge, "holds the weights of another network"),
+        (("teacher", "_extra_state", 1), 1, "holds the weights of another network: its teacher has"),  # the step
+        (("teacher", "_extra_state", 3), 9, "holds the weights of another network: its teacher has"),  # the seed
+        (("teacher", "_extra_state", 0), 9, "holds the weights of another network: .* later version"),
+        (("teacher", "_extra_state"), OLD | {"step": "2"}, "holds the weights of another network"),
+        (("teacher", "_extra_state"), OLD | {"step": 1}, "holds the weights of another network: its teacher has"),
+        (("teacher", "_extra_state"), {"step": 2, "skipped": 0}, "holds the weights of another network"),
+        (("teacher", "_extra_state"), forge, "holds the weights of another network"),
         (("teacher", "_extra_state"), [], "holds the weights of another network"),
         (("method", "student.head.bias"), "text", "holds the weights of another network"),
         (("data", "mean"), [0.5, 0.5], "need 1 values, one a channel"),
@@ -105,5 +112,6 @@ def test_an_edit_that_fits_is_used(run, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     forge(run, ("data", "classes"), ["same"] * 10)
     assert [name for _, name, _ in predict(run[0] / "last.ckpt", tmp_path)] == ["same"]
-    forge(run, ("seconds",), 0.0)
+    state = unpack(run[1]["teacher"]["_extra_state"])
+    forge(run, ("teacher", "_extra_state"), {name: state[name] for name in OLD})
     assert train(CONFIG, run[0], resume=True, progress=False).steps_done == 1

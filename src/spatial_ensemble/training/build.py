@@ -14,6 +14,7 @@ from spatial_ensemble.errors import UserError
 from spatial_ensemble.methods import Method
 from spatial_ensemble.seeding import derive_seed
 from spatial_ensemble.smoothing import Schedule, Smoothing, Teacher, cosine, warmup
+from spatial_ensemble.smoothing.state import unpack
 from spatial_ensemble.training import checkpoint
 from spatial_ensemble.training.config import Config
 
@@ -120,11 +121,11 @@ def restore(path: Path) -> tuple[dict[str, Any], Config, Method, Teacher]:
 def load_weights(content: dict[str, Any], path: Path, method: Method, teacher: Teacher) -> None:
     """Load the weights of method and teacher from the content of a checkpoint."""
     with explained(f"checkpoint {path} holds the weights of another network"):
-        expected = teacher.get_extra_state() | {"step": content["step"]}
+        expected = unpack(teacher.get_extra_state()) | {"step": content["step"]}
         method.load_state_dict(content["method"])
         teacher.load_state_dict(content["teacher"])
-        found = teacher.get_extra_state()
-        if checkpoint.digest(found) != checkpoint.digest(expected):
+        found = unpack(teacher.get_extra_state())
+        if found != expected:
             raise ValueError(f"its teacher has {found}, expected {expected}")
 
 
