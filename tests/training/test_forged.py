@@ -18,6 +18,7 @@ from spatial_ensemble.training.run import train
 CONFIG = SHORT.replace(
     steps=3, eval_every=2, checkpoint_every=1, optimizer="adamw", lr_schedule="constant", batch_size=10
 )
+EARLIER = {"step": 2, "skipped": 0, "seed": 7, "unit": "tensor", "buffers": "average", "update_every": 1}
 WRONG = [None, True, 0, -7, 3, 1.5, "text", [], {}, [0.5, 0.5], torch.ones(()), torch.ones(3), (torch.ones(2), 1.0)]
 
 
@@ -86,9 +87,20 @@ def test_no_edit_ends_in_a_traceback(run, tmp_path):
         (("optimizer", "state", 99), {}, "holds the state of another optimizer"),
         (("running", "loss"), (torch.ones(2), 1.0), "content.running.loss is no sum of values"),
         (("running", "loss"), (torch.ones(()), 0), "content.running.loss is no sum of values"),
-        (("teacher", "_extra_state", "step"), 1, "holds the weights of another network: its teacher has"),
-        (("teacher", "_extra_state", "step"), "2", "holds the weights of another network: its teacher has"),
-        (("teacher", "_extra_state", "seed"), forge, "holds the weights of another network"),
+        (("teacher", "_extra_state"), EARLIER | {"step": 1}, "holds the weights of another network: its teacher has"),
+        (("teacher", "_extra_state"), EARLIER | {"step": "2"}, "holds the weights of another network: its teacher has"),
+        (
+            ("teacher", "_extra_state"),
+            EARLIER | {"seed": None},
+            "holds the weights of another network",
+        ),
+        (("teacher", "_extra_state"), {"unit": "tensor"}, "holds the weights of another network"),
+        (("teacher", "_extra_state"), torch.tensor([1, 1, 0, 7, 1, 1] + [0] * 10), "another network: its teacher has"),
+        (
+            ("teacher", "_extra_state"),
+            torch.ones(3),
+            "holds the weights of another network: not the state of a Teacher",
+        ),
         (("teacher", "_extra_state"), [], "holds the weights of another network"),
         (("method", "student.head.bias"), "text", "holds the weights of another network"),
         (("data", "mean"), [0.5, 0.5], "need 1 values, one a channel"),
