@@ -139,7 +139,16 @@ def test_every_ranks_teacher_starts_from_the_weights_of_rank_0(tmp_path):
         assert first.startswith("1.0 ")
 
 
-def test_sharded_by_fsdp2_it_is_the_run_of_one_process(tmp_path):
+@pytest.fixture
+def one_thread():
+    """As in the ranks: equal threads, equal bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_sharded_by_fsdp2_it_is_the_run_of_one_process(tmp_path, one_thread):
     two_ranks(FSDP, tmp_path)
     reports = torch.load(tmp_path / "reports.pt", weights_only=True)
     model, callback = Network(), WeightSmoothing(STS)
