@@ -81,8 +81,10 @@ def test_a_command_parses_and_reaches_its_function(command, monkeypatch, tmp_pat
 # The first words of a row of the table of what goes wrong -> the tests that prove what the row says.
 PROOFS = {
     "a resumed run": "smoothing/test_teacher.py::"
-    "test_saved_at_step_17_and_loaded_in_a_new_process_it_goes_on_to_the_bit",
-    "a bfloat16 average": "smoothing/test_teacher_tensors.py::test_a_float32_teacher_of_a_bfloat16_student_moves",
+    "test_saved_at_step_17_and_loaded_in_a_new_process_it_goes_on_to_the_bit "
+    "smoothing/test_state.py::test_a_module_that_owns_a_teacher_is_saved_as_safetensors",
+    "a bfloat16 average": "smoothing/test_teacher_tensors.py::test_a_float32_teacher_of_a_bfloat16_student_moves "
+    "smoothing/test_rounding.py::test_a_teacher_moves_as_much_as_is_due",
     "`torch.compile` renames": "smoothing/test_teacher_tensors.py::test_what_wrappers_add_to_a_name_is_left_out "
     "smoothing/test_teacher_refuses.py::test_a_student_that_does_not_match_is_named_and_the_teacher_unchanged",
     "a sharded model": "distributed/test_fsdp.py::test_gathered_teacher_equals_that_of_one_process "
@@ -94,6 +96,8 @@ PROOFS = {
     "BatchNorm's statistics": "smoothing/test_teacher.py::test_buffer_policies",
     "training goes on": "smoothing/test_swap.py::test_it_ends_once_and_by_an_exception_too "
     "smoothing/test_swap.py::test_no_second_copy_of_the_weights_is_made",
+    "an average of LoRA": "smoothing/test_trainable_only.py::test_its_state_holds_nothing_frozen_and_loads_strictly "
+    "smoothing/test_trainable_only.py::test_a_peft_teacher_costs_what_its_adapters_cost",
     "one NaN": "smoothing/test_teacher_refuses.py::test_a_nonfinite_student_leaves_the_teacher_as_it_was",
     "each rank": "smoothing/test_teacher.py::test_global_generators_are_untouched "
     "distributed/test_ddp.py::test_teachers_are_equal_on_all_ranks_and_in_one_process "
