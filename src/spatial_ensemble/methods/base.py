@@ -87,12 +87,9 @@ def classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
 class Method(nn.Module, ABC):
     """A way for a teacher to teach a student.
 
-    The constructor sets `student`; anything else that is trained (BYOL's predictor) is a submodule too.
-
-    Args:
-        backbone: images to features, with the integer `num_features`.
-        num_classes: number of classes; 0 if no image has a label.
-        options: an instance of `Options`.
+    The constructor takes `backbone` (images to features, with the integer `num_features`), `num_classes` (0 if no image
+    has a label) and `options` (an instance of `Options`). It sets `student`; anything else that is trained, such as
+    BYOL's predictor, is a submodule too.
 
     Attributes:
         Options: frozen dataclass of the method's options, each a bool, int, float, str or Literal with a default. Its
