@@ -15,7 +15,10 @@ from spatial_ensemble.smoothing.state import unpack
 STS = spatial_temporal_smoothing(momentum=0.9, preserve_prob=0.5)
 OPTIONS = {"unit": "layer", "buffers": "follow", "update_every": 2}
 # torch says so of a save or load by one process.
-pytestmark = pytest.mark.filterwarnings(r"ignore:torch.distributed is (disabled, )?unavailable or uninitialized")
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:torch.distributed is (disabled, )?unavailable or uninitialized",
+    "ignore:TypedStorage is deprecated",  # by torch 2.6 of its own writer
+)
 
 
 class Owner(nn.Module):
