@@ -155,7 +155,7 @@ def report() -> None:
         RESULTS / "study.md",
         "Which average should a teacher be?",
         "python benchmarks/study.py report",
-        "arms and configurations are in benchmarks/study.py; rows of commit 85ca3b9 were made by an earlier script, not "
+        "arms and configurations: benchmarks/study.py; rows of commit 85ca3b9 were made by an earlier script, not "
         "kept; `benchmarks/study.py run NAME` trains the same way, and three runs repeated gave the same accuracies",
         lines,
         ("torch", "torchvision", "lightning", "scikit-learn"),
